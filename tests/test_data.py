@@ -1,0 +1,492 @@
+"""Data sets: what is read, what is refused, how it is fetched, and the augmentation."""
+
+import errno
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import struct
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rfnlib import data
+from rfnlib.data import DataError, augment, fetch_cifar10, load
+
+RECORDS = 40
+FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
+
+
+# ----------------------------------------------------------------------- a small false CIFAR-10
+
+
+def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """The opcodes that Python 2's cPickle wrote for {"labels": [...], "data": array}."""
+    raw = images.tobytes()
+    return b"".join(
+        [
+            b"\x80\x02}(U\x06labels](",
+            *(b"K" + bytes([label]) for label in labels),
+            b"eU\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
+            b"(K\x01M" + struct.pack("<H", images.shape[0]),
+            b"M" + struct.pack("<H", images.shape[1]) + b"\x86",
+            b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff",
+            b"K\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tbu.",
+        ]
+    )
+
+
+@pytest.fixture
+def files(monkeypatch) -> dict[str, dict[str, bytes]]:
+    """folder -> file -> content of a CIFAR-10 of 40 images a file, and its digests in place."""
+    rng = np.random.default_rng(0)
+    made = {folder: {} for folder in FOLDERS.values()}
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        images = rng.integers(0, 256, (RECORDS, 3072), dtype=np.uint8)
+        labels = rng.permutation(np.arange(RECORDS, dtype=np.uint8) % 10)
+        records = np.concatenate([labels[:, None], images], axis=1)
+        made[FOLDERS["binary"]][f"{name}.bin"] = records.tobytes()
+        made[FOLDERS["python"]][name] = python2_pickle(images, labels)
+    kinds = {FOLDERS["binary"]: hashlib.sha256, FOLDERS["python"]: hashlib.md5}
+    layouts = {f: {n: kinds[f](c).hexdigest() for n, c in made[f].items()} for f in made}
+    monkeypatch.setattr(data, "CIFAR10_LAYOUTS", layouts)
+    monkeypatch.setattr(data, "CIFAR10_RECORDS", RECORDS)
+    return made
+
+
+def lay(root, files, *kinds):
+    for kind in kinds:
+        folder = root / FOLDERS[kind]
+        folder.mkdir(parents=True)
+        for name, content in files[FOLDERS[kind]].items():
+            (folder / name).write_bytes(content)
+
+
+def same(a: data.Dataset, b: data.Dataset) -> bool:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    return a.checksum == b.checksum and all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in names
+    )
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+def test_digits_are_what_they_were():
+    digits = load("digits")
+    assert digits.image_shape == (1, 8, 8) and digits.n_classes == 10 and not digits.flip
+    assert digits.train_images.dtype == torch.uint8 and digits.train_labels.dtype == torch.int64
+    assert len(digits.train_images) == 1297 and digits.train_images.max() == 255
+    assert digits.test_labels.bincount().tolist() == [50] * 10
+    unit = data.to_float(digits.train_images)
+    assert unit.mean().item() == pytest.approx(digits.mean[0], abs=1e-4)
+    assert unit.std().item() == pytest.approx(digits.std[0], abs=1e-3)
+    # records name this checksum: a change of it means that they are no longer comparable
+    assert digits.checksum.startswith("bffa7e5beaf5f21ddd5c74665b972cc5")
+
+
+def test_digits_train_and_test_share_no_image():
+    digits = load("digits")
+    both = torch.cat([digits.train_images, digits.test_images]).flatten(1)
+    assert len(both) == 1797 and len(both.unique(dim=0)) == 1797
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(DataError, match="'mnist'.*digits, cifar10"):
+        load("mnist")
+
+
+def test_both_layouts_give_the_same(tmp_path, files):
+    lay(tmp_path / "a", files, "binary")
+    lay(tmp_path / "b", files, "python")
+    a, b = load("cifar10", tmp_path / "a"), load("cifar10", tmp_path / "b")
+    assert same(a, b)
+    assert a.train_images.shape == (200, 3, 32, 32) and a.test_labels.shape == (RECORDS,)
+    first = np.frombuffer(files[FOLDERS["binary"]]["data_batch_1.bin"][:3073], np.uint8)
+    assert a.train_labels[0] == first[0]
+    assert (a.train_images[0].numpy() == first[1:].reshape(3, 32, 32)).all()
+    assert a.classes[0] == "airplane" and a.classes[9] == "truck"
+
+
+def test_environment_names_the_folder(tmp_path, files, monkeypatch):
+    lay(tmp_path, files, "binary")
+    monkeypatch.setenv("RFN_DATA", str(tmp_path))
+    assert len(load("cifar10").train_images) == 200
+
+
+def test_data_dir_is_named_data(monkeypatch, tmp_path):
+    assert data.data_dir().name == "data"
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "site-packages" / "rfnlib" / "data.py"))
+    monkeypatch.chdir(tmp_path)
+    assert data.data_dir() == tmp_path / "data"
+
+
+def test_absent_says_what_to_do(tmp_path):
+    with pytest.raises(DataError) as error:
+        load("cifar10", tmp_path)
+    for part in (str(tmp_path), "python -m rfnlib data cifar10", "RFN_DATA", *FOLDERS.values()):
+        assert part in str(error.value)
+
+
+def test_a_missing_file_is_named_and_a_whole_layout_preferred(tmp_path, files):
+    lay(tmp_path, files, "binary")
+    (tmp_path / FOLDERS["binary"] / "data_batch_3.bin").unlink()
+    with pytest.raises(DataError, match=r"data_batch_3\.bin is missing"):
+        load("cifar10", tmp_path)
+    lay(tmp_path, files, "python")
+    assert len(load("cifar10", tmp_path).train_images) == 200
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+@pytest.mark.parametrize("spoil", [lambda c: c[:-7], lambda c: c[:99] + b"\x63" + c[100:]])
+def test_truncated_or_altered_is_refused_before_parsing(tmp_path, files, monkeypatch, kind, spoil):
+    lay(tmp_path, files, kind)
+    path = tmp_path / FOLDERS[kind] / list(files[FOLDERS[kind]])[0]
+    altered = spoil(path.read_bytes())
+    path.write_bytes(altered)
+
+    def parsed(*_):
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr(data, "_read_bin", parsed)
+    monkeypatch.setattr(data, "_read_py", parsed)
+    with pytest.raises(DataError) as error:
+        load("cifar10", tmp_path)
+    expected = data.CIFAR10_LAYOUTS[FOLDERS[kind]][path.name]
+    for part in (path, expected, data._digest(altered, expected), f"{len(altered):,} bytes"):
+        assert str(part) in str(error.value)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_malicious_pickle_is_never_executed(tmp_path, files, trusted):
+    lay(tmp_path, files, "python")
+    victim, path = tmp_path / "victim", tmp_path / FOLDERS["python"] / "data_batch_2"
+    content = pickle.dumps({b"data": Malicious(str(victim)), b"labels": []})
+    path.write_bytes(content)
+    if trusted:  # even with the right digest
+        data.CIFAR10_LAYOUTS[FOLDERS["python"]][path.name] = hashlib.md5(content).hexdigest()
+    with pytest.raises(DataError, match="mkdir" if trusted else "altered"):
+        load("cifar10", tmp_path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 3073 * RECORDS, b"\x01" * 3073 * (RECORDS - 1)])
+def test_shapes_and_labels_are_checked(tmp_path, files, content):
+    lay(tmp_path, files, "binary")
+    (tmp_path / FOLDERS["binary"] / "test_batch.bin").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    data.CIFAR10_LAYOUTS[FOLDERS["binary"]]["test_batch.bin"] = digest
+    with pytest.raises(DataError, match=r"test_batch\.bin should hold 40 images"):
+        load("cifar10", tmp_path)
+
+
+def test_the_real_cifar10():
+    try:
+        data._cifar10_folder(data._root(None))
+    except DataError as error:
+        pytest.skip(str(error))
+    cifar = load("cifar10")
+    assert cifar.train_images.shape == (50_000, 3, 32, 32) and len(cifar.test_images) == 10_000
+    assert cifar.train_labels[:5].tolist() == [6, 9, 9, 4, 1]
+    std, mean = torch.std_mean(data.to_float(cifar.train_images[::10]), dim=(0, 2, 3))
+    assert torch.allclose(mean, torch.tensor(cifar.mean), atol=5e-3)
+    assert torch.allclose(std, torch.tensor(cifar.std), atol=5e-3)
+    assert cifar.checksum.startswith("32e5966899bde482c0ef7d076bf69809")
+
+
+# ------------------------------------------------------------------------------------- subsets
+
+
+def test_subsets_are_balanced_nested_and_interleaved():
+    digits = load("digits")
+    small, large = digits.subset(100), digits.subset(1240)
+    assert small.train_labels.bincount().tolist() == [10] * 10
+    assert large.train_labels.bincount().tolist() == [124] * 10
+    assert torch.equal(large.train_images[:100], small.train_images)
+    assert (large.train_labels.view(-1, 10).sort(dim=1).values == torch.arange(10)).all()
+    assert len(large.train_images.flatten(1).unique(dim=0)) == 1240
+    assert small.test_images is digits.test_images and small.checksum == digits.checksum
+    assert digits.subset(None) is digits
+    # the choice itself is part of what records mean
+    assert small.train_labels[:10].tolist() == [0, 1, 3, 6, 8, 4, 7, 5, 2, 9]
+    assert data._content_checksum(large.train_images.numpy()).startswith("dbd13bbd7433b458")
+
+
+@pytest.mark.parametrize("n", [0, -10, 15, 1250, 10**9])
+def test_impossible_subsets_are_refused(n):
+    with pytest.raises(DataError, match=f"n_train={n} .*10 to 1240"):
+        load("digits").subset(n)
+
+
+# -------------------------------------------------------------------------------- augmentation
+
+
+def slow_augment(images, generator, pad, flip):
+    """One image at a time: pad, crop, mirror."""
+    b, _, h, w = images.shape
+    shift = torch.randint(0, 2 * pad + 1, (2, b), generator=generator).tolist()
+    mirror = torch.randint(0, 2, (1, b), generator=generator)[0].tolist() if flip else [0] * b
+    out = []
+    for image, top, left, mirrored in zip(images, *shift, mirror, strict=True):
+        crop = F.pad(image, (pad,) * 4)[:, top : top + h, left : left + w]
+        out.append(crop.flip(2) if mirrored else crop)
+    return torch.stack(out).float() / 255
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
+    pad=st.none() | st.integers(0, 5),
+    flip=st.booleans(),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_augment_is_the_slow_one(shape, pad, flip, channels_last, seed):
+    images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8))
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    kept = images.clone()
+    got = augment(images, torch.Generator().manual_seed(seed), pad=pad, flip=flip)
+    side = shape[2] // 8 if pad is None else pad
+    slow = slow_augment(images, torch.Generator().manual_seed(seed), side, flip)
+    assert got.dtype == torch.float32 and torch.equal(got, slow) and torch.equal(images, kept)
+
+
+def test_augment_is_deterministic_and_varied():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(600, -1, -1, -1)
+    one = augment(images, torch.Generator().manual_seed(1))
+    assert torch.equal(one, augment(images, torch.Generator().manual_seed(1)))
+    assert not torch.equal(one, augment(images, torch.Generator().manual_seed(2)))
+    # 3 x 3 places with the default pad of 1 = 8 // 8, mirrored or not
+    assert len(one.flatten(1).unique(dim=0)) == 18
+    unmirrored = augment(images, torch.Generator().manual_seed(1), flip=False)
+    assert len(unmirrored.flatten(1).unique(dim=0)) == 9
+
+
+def test_each_output_is_a_translate():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(50, -1, -1, -1)
+    for out in augment(images, torch.Generator().manual_seed(0), pad=2, flip=False)[:, 0]:
+        rows, columns = (out > 0).nonzero().T
+        whole = out[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] * 255
+        steps = whole.round().diff(dim=0), whole.round().diff(dim=1)
+        assert min(whole.shape) >= 6 and (steps[0] == 8).all() and (steps[1] == 1).all()
+
+
+def test_without_crop_and_flip_nothing_changes():
+    images = load("digits").train_images[:32]
+    assert torch.equal(augment(images, torch.Generator(), pad=0, flip=False), data.to_float(images))
+    assert augment(images[:0], torch.Generator()).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_crops():
+    digits = load("digits")
+    images = digits.train_images[:64]
+    there = augment(digits.to("cuda").train_images[:64], torch.Generator().manual_seed(3))
+    assert torch.equal(there.cpu(), augment(images, torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize(
+    "images, pad, match",
+    [
+        (torch.zeros(2, 3, 8, 8), None, "float32"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), None, r"\(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), -1, "pad=-1"),
+    ],
+)
+def test_augment_refuses(images, pad, match):
+    with pytest.raises(DataError, match=match):
+        augment(images, torch.Generator(), pad=pad)
+
+
+# ------------------------------------------------------------------------------------ fetching
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves ``content`` by path; a path in ``breaks`` sends so many bytes and hangs up."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.breaks, self.ranges, self.asked = {}, {}, True, []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        path, wanted = self.path[1:], self.headers.get("Range")
+        self.server.asked.append((path, wanted))
+        if path not in self.server.content:
+            return self.send_error(404)
+        body = self.server.content[path]
+        start, size = 0, len(body)
+        if wanted and self.server.ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(size - start))
+        self.end_headers()
+        self.wfile.write(body[start:][: self.server.breaks.pop(path, None)])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def archives(files, monkeypatch) -> dict[str, bytes]:
+    """kind -> a tar.gz of the false CIFAR-10, with things in it that nobody should unpack."""
+    made, known = {}, {}
+    for kind, folder in FOLDERS.items():
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            extra = {f"{folder}/readme.html": b"", "../escaped": b"x", f"{folder}/../../up": b"x"}
+            link = tarfile.TarInfo(f"{folder}/link")
+            link.type, link.linkname = tarfile.SYMTYPE, "/"
+            tar.addfile(link)
+            named = {f"{folder}/{name}": c for name, c in files[folder].items()}
+            for name, content in (extra | named).items():
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = len(content), 0o4777
+                tar.addfile(info, io.BytesIO(content))
+        made[kind] = buffer.getvalue()
+        name, _, _, _ = data.ARCHIVES[kind]
+        known[kind] = (name, hashlib.md5(made[kind]).hexdigest(), len(made[kind]), folder)
+    monkeypatch.setattr(data, "ARCHIVES", known)
+    return made
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_fetch_leaves_the_batches_and_nothing_else(tmp_path, server, archives, files, kind):
+    root = tmp_path / "deep" / "data"
+    server.content["a"] = archives[kind]
+    folder = fetch_cifar10(root, quiet, mirrors=[(server.url("a"), kind)])
+    assert folder == root / FOLDERS[kind] and list(root.iterdir()) == [folder]
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == files[FOLDERS[kind]]
+    assert [p.name for p in tmp_path.iterdir()] == ["deep"]
+    said = []
+    fetch_cifar10(root, said.append, mirrors=[])  # present: no mirror is asked
+    assert len(said) == 1 and "published" in said[0] and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_is_taken_up(tmp_path, server, archives, ranges):
+    server.content["a"], server.breaks["a"], server.ranges = archives["binary"], 300_000, ranges
+    fetch_cifar10(tmp_path, quiet, mirrors=[(server.url("a"), "binary")])
+    assert server.asked == [("a", None), ("a", "bytes=300000-")]
+    assert len(load("cifar10", tmp_path).train_images) == 200
+
+
+def test_the_next_mirror_takes_up_what_the_last_began(tmp_path, server, archives):
+    server.content["b"] = archives["binary"]
+    part = tmp_path / (data.ARCHIVES["binary"][0] + ".part")
+    part.write_bytes(archives["binary"][:1000])
+    said = []
+    mirrors = [(server.url(path), "binary") for path in ("gone", "b")]
+    fetch_cifar10(tmp_path, said.append, mirrors=mirrors)
+    assert server.asked == [("gone", "bytes=1000-"), ("b", "bytes=1000-")]
+    assert any("404" in line for line in said) and not part.exists()
+
+
+@pytest.mark.parametrize("size", [1000, None, 10**7])
+def test_a_spoilt_part_is_fetched_anew(tmp_path, server, archives, size):
+    server.content["a"] = archives["binary"]
+    size = size or len(archives["binary"])
+    (tmp_path / (data.ARCHIVES["binary"][0] + ".part")).write_bytes(b"?" * size)
+    fetch_cifar10(tmp_path, quiet, mirrors=[(server.url("a"), "binary")])
+    assert len(load("cifar10", tmp_path).train_images) == 200
+
+
+def test_wrong_content_is_refused_and_never_unpacked(tmp_path, server, archives, monkeypatch):
+    monkeypatch.setattr(data, "_extract", lambda *_: pytest.fail("unpacked"))
+    good = archives["binary"]
+    server.content["a"] = good[:500] + bytes([good[500] ^ 1]) + good[501:]
+    server.content["b"] = good + b"more"
+    mirrors = [(server.url(path), "binary") for path in "ab"]
+    with pytest.raises(DataError) as error:
+        fetch_cifar10(tmp_path, quiet, mirrors=mirrors)
+    assert "MD5" in str(error.value) and f"{len(good) + 4:,} bytes" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_mirrors_failing_says_what_to_do(tmp_path, server):
+    dead = Server()
+    dead.shutdown()
+    dead.server_close()
+    mirrors = [(server.url("none"), "binary"), (dead.url("a"), "python")]
+    with pytest.raises(DataError) as error:
+        fetch_cifar10(tmp_path, quiet, mirrors=mirrors, timeout=5)
+    for part in ("2 addresses", "404", str(tmp_path), "by hand", *FOLDERS.values()):
+        assert part in str(error.value)
+
+
+def test_damage_is_repaired_and_kept_aside(tmp_path, server, archives, files):
+    lay(tmp_path, files, "binary")
+    (tmp_path / FOLDERS["binary"] / "test_batch.bin").write_bytes(b"mine")
+    server.content["a"] = archives["python"]
+    folder = fetch_cifar10(tmp_path, quiet, mirrors=[(server.url("a"), "python")])
+    assert folder.name == FOLDERS["python"] and len(load("cifar10", tmp_path).train_images) == 200
+    kept = tmp_path / (FOLDERS["binary"] + ".damaged") / "test_batch.bin"
+    assert kept.read_bytes() == b"mine"
+
+
+def test_progress_tells_size_speed_and_time_left(tmp_path, server, archives, monkeypatch):
+    monkeypatch.setattr(data, "REPORT_EVERY", 0.0)
+    server.content["a"] = archives["binary"]
+    said = []
+    fetch_cifar10(tmp_path, said.append, mirrors=[(server.url("a"), "binary")])
+    assert "cifar-10-binary.tar.gz: 0.3 of 0.7 MB" in said[0]
+    assert "MB/s" in said[0] and "s left" in said[0]
+
+
+def test_a_full_disk_is_one_sentence_and_the_part_is_kept(tmp_path, server, archives, monkeypatch):
+    server.content["a"] = archives["binary"]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(data, "_extract", full)
+    with pytest.raises(DataError, match="No space left.*RFN_DATA.*kept"):
+        fetch_cifar10(tmp_path, quiet, mirrors=[(server.url("a"), "binary")] * 2)
+    assert len(server.asked) == 1  # no other mirror would help
+    assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz.part"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_fills_during_the_download(tmp_path, server, archives):
+    server.content["a"] = archives["binary"]
+    part = tmp_path / (data.ARCHIVES["binary"][0] + ".part")
+    part.symlink_to("/dev/full")
+    with pytest.raises(DataError, match="No space left"):
+        fetch_cifar10(tmp_path, quiet, mirrors=[(server.url("a"), "binary")] * 2)
+    assert len(server.asked) == 1 and part.is_symlink()
