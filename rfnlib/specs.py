@@ -1,0 +1,230 @@
+"""What was asked for, as plain values: learning-rate schedules and training specs, and the keys they hash to.
+
+A spec says *what* is computed. *How* it is computed (device, precision, compiler) is
+`rfnlib.execution`'s business and is kept as provenance: it moves the last bits, not the meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+RECIPE = 1  # raised when the same spec would, by a change of the code, train another network
+
+
+class SpecError(ValueError):
+    """A spec that cannot be meant."""
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `SpecError(message)` unless `ok`."""
+    if not ok:
+        raise SpecError(message)
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON data, the same for equal meanings.
+
+    Dataclasses become dicts with their class under `is`; fields at their default are left out, so
+    that a field added later leaves the keys of old specs alone (hence a default never changes).
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {f.name: canonical(getattr(value, f.name)) for f in fields(value) if not _default(f, value)}
+        return {"is": type(value).__name__, **kept}
+    if isinstance(value, dict):
+        return {str(k): canonical(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [canonical(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 2 and 2.0 mean the same
+    return value
+
+
+def _default(field: Any, owner: Any) -> bool:
+    return field.default is not MISSING and getattr(owner, field.name) == field.default
+
+
+def key(*parts: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over the canonical JSON of `parts`."""
+    text = json.dumps(canonical(list(parts)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- learning-rate schedules: lr(t) with t in epochs, t = 0 at the first step -----------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """lr · gamma^(number of milestones reached), after a linear warm-up over the first `warmup` epochs.
+
+    Without milestones: a constant learning rate.
+    """
+
+    lr: float = 0.1
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        object.__setattr__(self, "milestones", tuple(sorted(self.milestones)))
+        require(0 < self.gamma <= 1, f"gamma is {self.gamma}; give a factor in (0, 1].")
+        require(
+            all(m > 0 for m in self.milestones),
+            f"milestones are {self.milestones}; give epochs after 0.",
+        )
+
+    def at(self, t: float, epochs: float) -> float:
+        reached = sum(t >= m - 1e-9 for m in self.milestones)
+        return self.lr * self.gamma**reached * _warm(t, self.warmup)
+
+    def until(self, t: float) -> Step:
+        """The same history up to epoch `t`: milestones not yet acted on are dropped."""
+        return replace(self, milestones=tuple(m for m in self.milestones if m < t - 1e-9))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from `lr` to `final` over the run, after a linear warm-up (Loshchilov & Hutter 2017)."""
+
+    lr: float = 0.1
+    final: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}].")
+
+    def at(self, t: float, epochs: float) -> float:
+        done = min(max(t - self.warmup, 0.0) / max(epochs - self.warmup, 1e-9), 1.0)
+        return (self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2) * _warm(t, self.warmup)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Linear from `lr`/`start` up to `lr` at the fraction `peak` of the run, then linear to 0 (Smith 2018)."""
+
+    lr: float = 0.1
+    peak: float = 0.3
+    start: float = 25.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(0 < self.peak < 1, f"peak is {self.peak}; give a fraction of the run in (0, 1).")
+        require(self.start >= 1, f"start is {self.start}; give the divisor of the first rate, at least 1.")
+
+    def at(self, t: float, epochs: float) -> float:
+        top, low = self.peak * epochs, self.lr / self.start
+        if t < top:
+            return low + (self.lr - low) * t / top
+        return self.lr * max(epochs - t, 0.0) / (epochs - top)
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """Cycles of `period` epochs, each half a cosine from `lr` down to `low` (warm restarts, Loshchilov & Hutter 2017)."""
+
+    lr: float = 0.1
+    period: float = 10.0
+    low: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        require(self.period > 0, f"period is {self.period}; give a positive number of epochs.")
+        require(0 <= self.low <= self.lr, f"low is {self.low}; give a rate in [0, {self.lr}].")
+
+    def at(self, t: float, epochs: float) -> float:
+        done = (t % self.period) / self.period
+        return self.low + (self.lr - self.low) * (1 + math.cos(math.pi * done)) / 2
+
+
+Schedule = Step | Cosine | OneCycle | Cyclic
+
+
+def _warm(t: float, warmup: float) -> float:
+    return min(1.0, (t + 1e-3) / warmup) if warmup > 0 else 1.0
+
+
+def _check(schedule: Any) -> None:
+    lr, warmup = schedule.lr, getattr(schedule, "warmup", 0.0)
+    require(lr > 0 and math.isfinite(lr), f"lr is {lr}; give a positive learning rate.")
+    require(warmup >= 0, f"warmup is {warmup}; give a number of epochs, 0 or more.")
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training run: SGD with momentum on a data set, by a schedule, from a seed.
+
+    `n_train` None means the whole training set; `width` None the published width. `seed` draws the
+    initial weights, the order of the images and their augmentation, each from its own stream.
+    Defaults are the authors' earlier public settings for CIFAR (see README, *Settings*).
+    """
+
+    data: str
+    arch: str
+    schedule: Schedule
+    epochs: int
+    n_train: int | None = None
+    width: int | None = None
+    batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
+        for name, low in (("epochs", 1), ("batch", 1), ("seed", 0)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            require(whole, f"{name} is {value!r}; give an integer of at least {low}.")
+        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number in [0, 1).")
+        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; give 0 or more.")
+        require(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}; give a number in [0, 1).")
+        require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
+
+    def key(self) -> str:
+        """The name under which everything made from this spec is kept."""
+        return key("train", RECIPE, self)
+
+    def history_key(self, iteration: int, per_epoch: int) -> str:
+        """The key of what `iteration` steps of this run depend on.
+
+        Runs that differ only in what comes later (a milestone not yet reached, more epochs after the
+        last decay) share it: they *are* the same network up to there, bit for bit.
+        """
+        past: Any = self
+        if isinstance(self.schedule, Step):
+            past = replace(self, epochs=1, schedule=self.schedule.until(iteration / per_epoch))
+        return key("snapshot", RECIPE, past, iteration)
+
+    def describe(self) -> dict[str, Any]:
+        """Every field as JSON data, defaults included: what a record shows its reader."""
+        plain = asdict(self)
+        return {**plain, "schedule": {"is": type(self.schedule).__name__, **plain["schedule"]}}
+
+
+def _names() -> str:
+    return "one of " + ", ".join(c.__name__ for c in (Step, Cosine, OneCycle, Cyclic))
+
+
+def parse(plain: dict[str, Any]) -> TrainSpec:
+    """The spec that `describe` wrote.
+
+    Raises:
+        SpecError: a field this version does not know, or one that is missing or out of range.
+    """
+    try:
+        kinds = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
+        schedule = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["schedule"].items() if k != "is"}
+        return TrainSpec(**{**plain, "schedule": kinds[plain["schedule"]["is"]](**schedule)})
+    except (KeyError, TypeError) as error:
+        raise SpecError(f"not a training spec of this version: {error}.") from error

@@ -1,0 +1,294 @@
+"""`train(spec)`: train a network and hand out its snapshots; killed at any moment, it goes on to the same bits.
+
+The state after `i` steps is a function of the spec's history up to `i` alone: the initial weights, the
+order of the images and the augmentation of every batch are drawn from streams named by seed, purpose
+and step, so no generator's state has to be saved. A state on disk is named by the key of that history.
+Resuming after a kill, and starting a run from another one that it shares its past with (a later learning-
+rate decay, say), are therefore the same thing: load the latest state that this run would have reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rfnlib import data, execution, models, paths
+from rfnlib.files import write_atomic
+from rfnlib.progress import Progress
+from rfnlib.specs import TrainSpec, canonical, require
+
+
+class TrainingDiverged(FloatingPointError):
+    """The training loss is no longer a number."""
+
+
+class DamagedSnapshot(ValueError):
+    """A snapshot file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights of a run after `iteration` steps, on disk at `path`; `key` names the history behind them."""
+
+    spec: TrainSpec
+    iteration: int
+    per_epoch: int
+    path: Path
+
+    @property
+    def epoch(self) -> float:
+        return self.iteration / self.per_epoch
+
+    @property
+    def key(self) -> str:
+        return self.spec.history_key(self.iteration, self.per_epoch)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, on the CPU.
+
+        Raises:
+            DamagedSnapshot: the file is truncated or no safetensors file.
+        """
+        return _read(self.path)
+
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """`model` with these weights, in eval mode."""
+        model.load_state_dict(self.weights())
+        return model.eval()
+
+
+def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
+    """The untrained network of `spec`, its weights drawn from the spec's seed; leaves torch's generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(spec.seed, "init"))
+        return models.build(
+            spec.arch,
+            width=spec.width,
+            n_classes=dataset.n_classes,
+            image_shape=dataset.image_shape,
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+
+
+def stream(seed: int, *names: object) -> int:
+    """A 63-bit seed for the random stream with these names: adding a stream never shifts another."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def steps_per_epoch(spec: TrainSpec, dataset: data.Dataset) -> int:
+    """Whole batches in an epoch; the rest of the (freshly shuffled) images waits for the next epoch."""
+    n = len(dataset.train_labels)
+    require(spec.batch <= n, f"batch is {spec.batch}, but there are only {n} training images; give at most {n}.")
+    return n // spec.batch
+
+
+def train(
+    spec: TrainSpec,
+    at: Iterable[float] | None = None,
+    *,
+    dataset: data.Dataset | None = None,
+    cache: Path | None = None,
+    keep: Iterable[float] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool | str = "auto",
+    channels_last: bool | str = "auto",
+    progress: bool = True,
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[Snapshot]:
+    """Train `spec` by SGD, yielding a snapshot at each epoch of `at` as soon as it is on disk.
+
+    Minimises the mean cross-entropy (with `label_smoothing`) over shuffled, augmented batches:
+    v ← momentum·v + g + weight_decay·w;  w ← w − lr(t)·v  (with Nesterov's variant where asked).
+    Snapshots that are on disk already are yielded without training. A killed run resumes from the
+    last finished epoch or snapshot and, on the same machine and execution, ends with the same bits.
+
+    Args:
+        at: epochs in (0, spec.epochs], fractions allowed (rounded to a whole step); None: every epoch.
+        dataset: the data, if loaded already (its training set is used whole).
+        cache: where snapshots live; None: the project's cache.
+        keep: epochs whose full state (momentum too) stays on disk, for other runs to start from.
+        device, precision, compile, channels_last: see `execution.resolve`.
+        tick: called after every state saved; may raise to stop in time.
+
+    Raises:
+        SpecError: `at` outside the run, or a batch larger than the training set.
+        ValueError: an unknown architecture, data set or execution.
+        TrainingDiverged: the loss became infinite or NaN.
+        DiskFull: no room for a snapshot; everything finished is kept.
+    """
+    dataset = dataset or data.load(spec.data).subset(spec.n_train)
+    per_epoch = steps_per_epoch(spec, dataset)
+    wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
+    kept = set(_iterations(keep, spec, per_epoch)) | {max(wanted, default=0)}
+    how = execution.resolve(
+        device, precision, compile, channels_last, work=spec.epochs * len(dataset.train_labels)
+    )
+    folder = cache or paths.cache_dir()
+    return _run(spec, dataset, per_epoch, wanted, kept, how, folder, progress, tick)
+
+
+def _run(
+    spec: TrainSpec,
+    dataset: data.Dataset,
+    per_epoch: int,
+    wanted: list[int],
+    kept: set[int],
+    how: execution.Execution,
+    folder: Path,
+    progress: bool,
+    tick: Callable[[], None],
+) -> Iterator[Snapshot]:
+    def snapshot(i: int) -> Snapshot:
+        return Snapshot(spec, i, per_epoch, _file(folder, "weights", spec, i, per_epoch))
+
+    ready = 0
+    while ready < len(wanted) and snapshot(wanted[ready]).path.exists():
+        yield snapshot(wanted[ready])
+        ready += 1
+    todo = wanted[ready:]
+    if not todo:
+        return
+
+    start = _latest_state(folder, spec, per_epoch, before=todo[0])
+    model = how.place(network(spec, dataset)).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=spec.schedule.at(0, spec.epochs),
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=spec.nesterov,
+        fused=True,
+    )
+    if start:
+        _restore(_read(_file(folder, "state", spec, start, per_epoch)), model, optimizer)
+    forward = how.compiled(model)
+    images = dataset.train_images.to(how.device)
+    labels = dataset.train_labels.to(how.device)
+    drawn = torch.Generator()
+    own_states: list[Path] = []
+
+    label = f"{spec.arch}, seed {spec.seed}"
+    with Progress((todo[-1] - start) / per_epoch, label, progress) as bar:
+        for i in range(start, todo[-1]):
+            epoch, b = divmod(i, per_epoch)
+            if b == 0 or i == start:
+                drawn.manual_seed(stream(spec.seed, "order", epoch))
+                order = torch.randperm(len(labels), generator=drawn).to(how.device)
+            chosen = order[b * spec.batch : (b + 1) * spec.batch]
+            x = images[chosen]
+            if spec.augment:
+                drawn.manual_seed(stream(spec.seed, "augment", i))
+                x = data.augment(x, drawn, flip=dataset.flip)
+            else:
+                x = data.to_float(x)
+            if how.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                group["lr"] = spec.schedule.at(i / per_epoch, spec.epochs)
+            optimizer.zero_grad(set_to_none=True)
+            with how.autocast():
+                logits = forward(x)
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=spec.label_smoothing)
+            loss.backward()
+            optimizer.step()
+
+            done = i + 1
+            if done in todo or done in kept or done % per_epoch == 0:
+                _check_finite(loss, spec, done / per_epoch)
+                state = _file(folder, "state", spec, done, per_epoch)
+                write_atomic(state, _state(model, optimizer, spec, done, how))
+                for old in own_states:
+                    old.unlink(missing_ok=True)
+                own_states = [] if done in kept else [state]
+                if done in todo:
+                    target = snapshot(done)
+                    if not target.path.exists():
+                        write_atomic(target.path, _weights(model, spec, done, how))
+                    yield target
+                tick()
+            if done % per_epoch == 0:
+                bar.advance(min(1.0, (done - start) / per_epoch), f"epoch {done // per_epoch}, loss {loss.item():.3f}")
+
+
+def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:
+    epochs = list(epochs)
+    for e in epochs:
+        require(0 < e <= spec.epochs, f"a snapshot is asked for at epoch {e}; the run covers (0, {spec.epochs}].")
+    return sorted({max(1, round(e * per_epoch)) for e in epochs})
+
+
+def _check_finite(loss: Tensor, spec: TrainSpec, epoch: float) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingDiverged(
+            f"The training loss of {spec.arch} (seed {spec.seed}) is {loss.item()} at epoch {epoch:.2f}; "
+            "lower the learning rate, or give it a warm-up."
+        )
+
+
+# --- states on disk ---------------------------------------------------------------------------------
+
+
+def _file(folder: Path, kind: str, spec: TrainSpec, iteration: int, per_epoch: int) -> Path:
+    name = f"{iteration:07d}-{spec.history_key(iteration, per_epoch)}.{kind}.safetensors"
+    return folder / "snapshots" / name
+
+
+def _latest_state(folder: Path, spec: TrainSpec, per_epoch: int, before: int) -> int:
+    """The last step, at most `before`, of which a full state lies on disk; 0 if there is none."""
+    found = {int(p.name[:7]) for p in (folder / "snapshots").glob("*.state.safetensors")}
+    for i in sorted((i for i in found if i <= before), reverse=True):
+        if _file(folder, "state", spec, i, per_epoch).exists():
+            return i
+    return 0
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+
+def _meta(spec: TrainSpec, iteration: int, how: execution.Execution) -> dict[str, str]:
+    values = {"spec": canonical(spec), "iteration": iteration, "execution": how.describe()}
+    return {k: json.dumps(v) for k, v in values.items()}
+
+
+def _weights(model: nn.Module, spec: TrainSpec, iteration: int, how: execution.Execution) -> bytes:
+    return save(_plain(model.state_dict()), _meta(spec, iteration, how))
+
+
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, spec: TrainSpec, iteration: int, how: execution.Execution
+) -> bytes:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
+    return save(_plain(tensors), _meta(spec, iteration, how))
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise DamagedSnapshot(f"{path.name} is damaged ({error}); delete it, and it is trained again.") from error
