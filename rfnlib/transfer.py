@@ -1,0 +1,154 @@
+"""From hits to success rates: who was fooled, counted over which images, and how sure that is.
+
+The unit is a hit: target t misclassifies the adversarial image made from image i by the surrogate of
+seed s. Hits are kept for every image and target; a denominator chooses which of them count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+DENOMINATORS = {
+    "all-targets-correct": "images that every target classifies correctly (the authors' rule)",
+    "target-correct": "for each target, the images it classifies correctly",
+    "surrogate-correct": "images that every target and the surrogate classify correctly",
+    "all": "all images: a target's clean errors count as hits",
+}
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Predicted classes, int64 (N,), of `images` (N, C, H, W) in [0, 1], in eval mode; the mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Outcomes of one attack on one set of images; every array is bool.
+
+    Attributes:
+        adv_wrong: (S, N, T), target t is wrong on the adversarial image i of the surrogate of seed s.
+        clean_wrong: (N, T), target t is wrong on the clean image.
+        surrogate_wrong: (S, N), the surrogate is wrong on the clean image.
+    """
+
+    adv_wrong: np.ndarray
+    clean_wrong: np.ndarray
+    surrogate_wrong: np.ndarray
+
+    def __post_init__(self) -> None:
+        s, n, t = self.adv_wrong.shape
+        if self.clean_wrong.shape != (n, t) or self.surrogate_wrong.shape != (s, n):
+            raise ValueError(
+                f"clean_wrong is {self.clean_wrong.shape} and surrogate_wrong {self.surrogate_wrong.shape}; "
+                f"with adv_wrong {self.adv_wrong.shape} they must be {(n, t)} and {(s, n)}."
+            )
+
+    def counted(self, denominator: str = "all-targets-correct") -> np.ndarray:
+        """Which hits count, bool (S, N, T).
+
+        Raises:
+            ValueError: an unknown denominator.
+        """
+        shape = self.adv_wrong.shape
+        every = ~self.clean_wrong.any(1)[None, :, None]
+        if denominator == "all":
+            return np.ones(shape, bool)
+        if denominator == "target-correct":
+            return np.broadcast_to(~self.clean_wrong, shape)
+        if denominator == "all-targets-correct":
+            return np.broadcast_to(every, shape)
+        if denominator == "surrogate-correct":
+            return np.broadcast_to(every & ~self.surrogate_wrong[:, :, None], shape)
+        raise ValueError(f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}.")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number in [0, 1] (or a difference of two) with its confidence interval, and what it rests on."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Influence:
+    """A rate and each observation's influence on it: what intervals, and those of differences, are made of.
+
+    For a ratio R = Σ m·y / Σ m the influence is z = m·(y − R)/mean(m), whose mean is 0 and whose
+    spread is that of R (linearisation, Särndal et al. 1992, §5.5). `z` is (S, N): averaged over targets.
+    """
+
+    value: float
+    z: np.ndarray
+    images: int
+
+    def __sub__(self, other: Influence) -> Influence:
+        """The paired difference: same seeds, same images."""
+        if self.z.shape != other.z.shape:
+            raise ValueError(f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}.")
+        return Influence(self.value - other.value, self.z - other.z, min(self.images, other.images))
+
+
+def influence(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Influence:
+    """Success rate, the mean over `targets` (None: all) of each target's rate, with its influence.
+
+    Raises:
+        ValueError: an unknown denominator, or no image left under it.
+    """
+    chosen = slice(None) if targets is None else targets
+    y = hits.adv_wrong[:, :, chosen].astype(float)
+    m = hits.counted(denominator)[:, :, chosen].astype(float)
+    share = m.mean((0, 1))
+    if not (share > 0).all():
+        raise ValueError(f"no image counts under {denominator!r}; use more images, or the denominator 'all'.")
+    rate = (m * y).mean((0, 1)) / share
+    z = (m * (y - rate) / share).mean(2)
+    return Influence(float(rate.mean()), z, int(m.any((0, 2)).sum()))
+
+
+def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
+    """A confidence interval over images *and* seeds.
+
+    Seeds and images are crossed random effects: z = seed + image + rest, and
+
+        Var(mean) = (MS_seed + MS_image − MS_rest) / (S·N)
+
+    from the mean squares of the two-way table (Searle et al. 1992, §4.5), with Satterthwaite's degrees
+    of freedom and Student's t. With one seed the interval covers images alone: `seeds` says so.
+    """
+    s, n = rate.z.shape
+    z = rate.z - rate.z.mean()
+    if s == 1:
+        ms_image, ms_seed, ms_rest = z.var(ddof=1) if n > 1 else 0.0, 0.0, 0.0
+        total, freedom = ms_image, max(n - 1, 1)
+    else:
+        by_seed, by_image = z.mean(1), z.mean(0)
+        rest = z - by_seed[:, None] - by_image[None, :]
+        ms_seed = n * by_seed.var(ddof=1)
+        ms_image = s * by_image.var(ddof=1)
+        ms_rest = (rest**2).sum() / ((s - 1) * (n - 1))
+        # Below the pure noise the difference is an accident of estimation.
+        total = max(ms_seed + ms_image - ms_rest, ms_seed, ms_image)
+        spread = ms_seed**2 / (s - 1) + ms_image**2 / (n - 1) + ms_rest**2 / ((s - 1) * (n - 1))
+        freedom = total**2 / spread if spread > 0 else s - 1
+    half = stats.t.ppf((1 + confidence) / 2, max(freedom, 1.0)) * np.sqrt(total / (s * n))
+    return Estimate(rate.value, rate.value - half, rate.value + half, s, rate.images)
+
+
+def success(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Estimate:
+    """The success rate with its 95 % interval: `interval(influence(...))`."""
+    return interval(influence(hits, denominator, targets))
