@@ -1,0 +1,364 @@
+"""`Lab(scale)`: asks for measurements; serves them from the records, or computes and records them."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rfnlib import data, execution, paths, records, scales, training, transfer
+from rfnlib.attacks import IterativeAttack
+from rfnlib.progress import Progress
+from rfnlib.specs import TrainSpec
+
+MODES = ("replay", "run")
+
+
+class MissingRecord(LookupError):
+    """A measurement that is not recorded, asked for in replay."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Transfer along one training run, several seeds of it: what a curve is drawn from.
+
+    `hits[e]` are the outcomes at `epochs[e]`; `lr[e]` is the learning rate of the step before it;
+    `accuracy` is the surrogates' natural accuracy, (seeds, epochs).
+    """
+
+    name: str
+    epochs: list[float]
+    lr: list[float]
+    hits: list[transfer.Hits]
+    accuracy: np.ndarray
+
+    def at(self, epoch: float) -> transfer.Influence:
+        """The success rate at `epoch` over the test images and test targets."""
+        nearest = min(range(len(self.epochs)), key=lambda i: abs(self.epochs[i] - epoch))
+        if abs(self.epochs[nearest] - epoch) > 0.02:
+            raise LookupError(f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}.")
+        return transfer.influence(self.hits[nearest])
+
+
+class Lab:
+    """Measurements at one scale.
+
+    Args:
+        scale: "smoke", "laptop" or "paper", or a `Scale`.
+        mode: "replay" serves records only; "run" computes and records what is missing.
+        seeds: of the surrogates; None: the scale's.
+        device: "auto", "cpu" or "cuda".
+        tick: called after every unit of work (an epoch, a probe); may raise to stop in time.
+
+    Raises:
+        ValueError: an unknown scale, mode, device or seed.
+    """
+
+    def __init__(
+        self,
+        scale: str | scales.Scale = "laptop",
+        mode: str = "replay",
+        seeds: Sequence[int] | None = None,
+        device: str = "auto",
+        records_dir: Path | None = None,
+        cache_dir: Path | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; give one of {', '.join(map(repr, MODES))}.")
+        self.scale = scales.get(scale) if isinstance(scale, str) else scale
+        self.mode = mode
+        self.seeds = list(self.scale.seeds if seeds is None else seeds)
+        if not self.seeds or any(not isinstance(s, int) or s < 0 or s >= 1000 for s in self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; give one or more integers from 0 to 999.")
+        self.device = execution.resolve(device).device
+        self.folder = (records_dir or paths.records_dir()) / self.scale.name
+        self.cache = (cache_dir or paths.cache_dir()) / self.scale.name
+        self.tick = tick
+        self.records = {r.key: r for r in records.read_all(self.folder)}
+
+    # --- what is asked for -------------------------------------------------------------------------
+
+    def decay_runs(self) -> dict[str, list[TrainSpec]]:
+        """The training runs of claim C2, by schedule, one a seed."""
+        named = self.scale.schedules().items()
+        return {name: [self.scale.surrogate(s, seed) for seed in self.seeds] for name, s in named}
+
+    def transfer(self, runs: dict[str, list[TrainSpec]]) -> dict[str, Series]:
+        """Attack every probed snapshot of `runs` and try the examples on every target.
+
+        Raises:
+            MissingRecord: in replay, something is not recorded: the message says how to compute it.
+        """
+        return {name: self._series(name, specs) for name, specs in runs.items()}
+
+    def targets(self, role: str | None = None) -> list[scales.Target]:
+        """The scale's targets, test ones first; those of one `role` if given."""
+        ordered = sorted(self.scale.targets, key=lambda t: t.role != "test")
+        return [t for t in ordered if role in (None, t.role)]
+
+    def target_table(self) -> pd.DataFrame:
+        """Each target with its role and natural accuracy."""
+        rows = [(t, self._clean(t).rows[-1]) for t in self.targets()]
+        return pd.DataFrame(
+            [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"]} for t, r in rows]
+        ).set_index("target")
+
+    def source(self) -> str:
+        """Where the numbers come from, in one line for the reader."""
+        made = {(m["torch"], m["device"], m["date"]) for r in self.records.values() for m in r.provenance}
+        dates = sorted(d for *_, d in made)
+        span = f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
+        devices = ", ".join(sorted({d for _, d, _ in made}))
+        what = "replayed from" if self.mode == "replay" else "computed into"
+        return f"{self.scale.name} scale, {what} {len(self.records)} records ({devices}, {span})"
+
+    # --- what there is to do -----------------------------------------------------------------------
+
+    def work(self) -> list[tuple[str, records.Record, list[float], Callable[[], Any]]]:
+        """Every measurement of this scale, most useful first: label, record, epochs, how to get it.
+
+        Targets first (nothing is measured without them), then whole seeds one after the other.
+        """
+        jobs: list[Any] = []
+        for t in self.targets():
+            record = self._find("clean", self.scale.target(t), self._clean_probe())
+            jobs.append((f"target {t.name}", record, [float(self.scale.target_epochs)], functools.partial(self._clean, t)))
+        for seed in range(len(self.seeds)):
+            for name, specs in self.decay_runs().items():
+                spec = specs[seed]
+                record = self._find("transfer", spec, self._transfer_probe(self.scale.attack))
+                epochs = self.scale.probed(spec.schedule)
+                label = f"{name}, seed {spec.seed}"
+                jobs.append((label, record, epochs, functools.partial(self._transfer, spec)))
+        return jobs
+
+    # --- transfer ----------------------------------------------------------------------------------
+
+    def _series(self, name: str, specs: list[TrainSpec]) -> Series:
+        epochs = self.scale.probed(specs[0].schedule)
+        found = [self._transfer(spec) for spec in specs]
+        clean = self._clean_wrong()
+        n, t = clean.shape
+        keep = np.arange(n) < self.scale.test_images
+        test = np.array([x.role == "test" for x in self.targets()])
+        hits, lr, accuracy = [], [], []
+        for e in epochs:
+            rows = [r.row(self._iteration(r, e)) for r in found]
+            adv = np.stack([records.unpack(r["adv_wrong"], (n, t)) for r in rows])
+            own = np.stack([records.unpack(r["surrogate_wrong"], (n,)) for r in rows])
+            hits.append(transfer.Hits(adv[:, keep][:, :, test], clean[keep][:, test], own[:, keep]))
+            lr.append(rows[0]["lr"])
+            accuracy.append([r["accuracy"] for r in rows])
+        return Series(name, epochs, lr, hits, np.array(accuracy).T)
+
+    def _transfer(self, spec: TrainSpec) -> records.Record:
+        attack = self.scale.attack
+        probe = self._transfer_probe(attack)
+        return self._measure("transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack))
+
+    def _transfer_probe(self, attack: IterativeAttack) -> dict[str, Any]:
+        targets = [self.scale.target(t).key() for t in self.targets()]
+        return {"attack": attack.describe(), **self._clean_probe(), "targets": targets}
+
+    def _attacker(self, spec: TrainSpec, attack: IterativeAttack) -> Callable[[training.Snapshot], dict[str, Any]]:
+        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
+            images, labels = self._attacked
+            model, compiled, how = self._network(spec.arch, spec.width, attack.steps * len(labels))
+            snapshot.load_into(model)
+            with how.autocast():
+                adv = attack(compiled, images, labels, batch_size=_even(len(images), 256))
+            hits = torch.stack([transfer.predict(m, adv) != labels for m in self._target_models], 1)
+            pool, truth = self._accuracy_pool
+            return {
+                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
+                "adv_wrong": records.pack(hits.cpu().numpy()),
+                "surrogate_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
+                "whitebox": round(float((transfer.predict(model, adv) != labels).float().mean()), 4),
+                "l2": round(float((adv - images).flatten(1).norm(dim=1).mean()), 4),
+                "passes": attack.steps * len(labels),
+            }
+
+        return probe
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 (a lab lives as long as its process)
+    def _network(self, arch: str, width: int | None, work: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
+        """One network an architecture, compiled once; snapshots are loaded into it."""
+        how = execution.resolve(self.device, work=work * 20)  # it serves a whole run
+        spec = TrainSpec(self.scale.data, arch, scales.Step(), 1, width=width)
+        model = how.place(training.network(spec, self._dataset)).requires_grad_(False).eval()
+        return model, how.compiled(model), how
+
+    # --- targets -----------------------------------------------------------------------------------
+
+    def _clean(self, target: scales.Target) -> records.Record:
+        spec = self.scale.target(target)
+
+        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
+            model = self._load(snapshot)
+            images, labels = self._attacked
+            pool, truth = self._accuracy_pool
+            return {
+                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
+                "clean_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
+                "passes": 0,
+            }
+
+        return self._measure("clean", spec, self._clean_probe(), [float(spec.epochs)], probe)
+
+    def _clean_probe(self) -> dict[str, Any]:
+        s = self.scale
+        return {"test_images": s.test_images, "validation_images": s.validation_images, "accuracy_images": s.accuracy_images}
+
+    def _clean_wrong(self) -> np.ndarray:
+        n = self.scale.test_images + self.scale.validation_images
+        found = [self._clean(t).rows[-1] for t in self.targets()]
+        return np.stack([records.unpack(r["clean_wrong"], (n,)) for r in found], 1)
+
+    @functools.cached_property
+    def _target_models(self) -> list[nn.Module]:
+        models = []
+        for t in self.targets():
+            self._clean(t)
+            spec = self.scale.target(t)
+            (last,) = self._train(spec, [float(spec.epochs)])
+            models.append(self._load(last))
+        return models
+
+    def _load(self, snapshot: training.Snapshot) -> nn.Module:
+        how = execution.resolve(self.device)
+        return how.place(snapshot.load_into(training.network(snapshot.spec, self._dataset))).requires_grad_(False)
+
+    # --- data --------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _dataset(self) -> data.Dataset:
+        return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+
+    @functools.cached_property
+    def _pool(self) -> Tensor:
+        """A fixed order of the test images: attacked test images first, then validation ones."""
+        drawn = torch.Generator().manual_seed(training.stream(0, "images"))
+        return torch.randperm(len(self._dataset.test_labels), generator=drawn).to(self.device)
+
+    @functools.cached_property
+    def _attacked(self) -> tuple[Tensor, Tensor]:
+        return self._take(self.scale.test_images + self.scale.validation_images)
+
+    @functools.cached_property
+    def _accuracy_pool(self) -> tuple[Tensor, Tensor]:
+        return self._take(self.scale.accuracy_images)
+
+    def _take(self, n: int) -> tuple[Tensor, Tensor]:
+        chosen = self._pool[:n]
+        return data.to_float(self._dataset.test_images[chosen]), self._dataset.test_labels[chosen]
+
+    # --- the one loop ------------------------------------------------------------------------------
+
+    def _find(self, kind: str, spec: TrainSpec, probe: dict[str, Any]) -> records.Record:
+        """The record of this measurement, or an empty one."""
+        fresh = records.Record(kind, spec, probe, per_epoch=0)
+        return self.records.get(fresh.key, fresh)
+
+    def missing(self, record: records.Record, epochs: Iterable[float]) -> list[float]:
+        """Those of `epochs` that `record` has no row for."""
+        return [e for e in epochs if not record.per_epoch or record.row(self._iteration(record, e)) is None]
+
+    def _iteration(self, record: records.Record, epoch: float) -> int:
+        return max(1, round(epoch * record.per_epoch))
+
+    def _measure(
+        self,
+        kind: str,
+        spec: TrainSpec,
+        probe: dict[str, Any],
+        epochs: list[float],
+        measure: Callable[[training.Snapshot], dict[str, Any]],
+    ) -> records.Record:
+        """The record with a row for each of `epochs`: what is missing is computed, or refused in replay."""
+        record = self._find(kind, spec, probe)
+        missing = self.missing(record, epochs)
+        if not missing:
+            return record
+        if self.mode == "replay":
+            raise MissingRecord(
+                f"{record.name} lacks {len(missing)} of {len(epochs)} rows at {self.scale.name} scale; compute them "
+                f'with `python -m rfnlib run --scale {self.scale.name}` or mode "run".'
+            )
+        record.per_epoch = training.steps_per_epoch(spec, self._dataset)
+        self.records[record.key] = record
+        for e in list(missing):
+            row = self._shared_row(record, self._iteration(record, e))
+            if row is not None:
+                missing.remove(e)
+        label = f"{kind}: {spec.arch}, {type(spec.schedule).__name__.lower()}, seed {spec.seed}"
+        with Progress(len(missing), label) as bar:
+            for snapshot in self._train(spec, missing):
+                start = time.monotonic()
+                row = {
+                    "epoch": round(snapshot.epoch, 4),
+                    "iteration": snapshot.iteration,
+                    "snapshot": snapshot.key,
+                    "lr": spec.schedule.at((snapshot.iteration - 1) / record.per_epoch, spec.epochs),
+                    **measure(snapshot),
+                }
+                row["seconds"] = round(time.monotonic() - start, 2)
+                record.add(row, self._made())
+                records.write(record, self.folder)
+                bar.advance(1, f"epoch {snapshot.epoch:.2f}, accuracy {row['accuracy']:.1%}")
+                self.tick()
+        records.write(record, self.folder)
+        return record
+
+    def _shared_row(self, record: records.Record, iteration: int) -> dict[str, Any] | None:
+        """Copy the row of another run that was the same network at this step, if one is recorded."""
+        wanted = record.spec.history_key(iteration, record.per_epoch)
+        for other in self.records.values():
+            row = other.row(iteration)
+            if other is not record and other.probe == record.probe and row and row["snapshot"] == wanted:
+                copy = {k: v for k, v in row.items() if k != "made"}
+                record.add(copy, other.provenance[row["made"]])
+                return copy
+        return None
+
+    def _train(self, spec: TrainSpec, at: list[float]) -> Iterable[training.Snapshot]:
+        branch_points = [m for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]
+        return training.train(
+            spec, at, dataset=self._dataset, cache=self.cache, keep=branch_points, device=self.device, tick=self.tick
+        )
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def _made(self) -> dict[str, Any]:
+        """Who computed a row: code, machine, data; nothing that names a person or a host."""
+        how = execution.resolve(self.device, work=execution.WORTH_COMPILING)
+        return {
+            **how.describe(),
+            "code": _commit(),
+            "data": self._dataset.checksum[:16],
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+
+
+def _even(n: int, most: int) -> int:
+    """The size of equal batches of at most `most`: one shape, so one compiled graph."""
+    return -(-n // -(-n // most))
+
+
+def _commit() -> str:
+    """The checkout's commit, with "+" if it has changes; "unknown" outside one."""
+    try:
+        git = ["git", "-C", str(paths.root())]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True)
+        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
