@@ -57,13 +57,21 @@ class IterativeAttack:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.norm in NORMS, f"norm is {self.norm!r}; give one of {', '.join(map(repr, NORMS))}.")
+        _require(
+            self.norm in NORMS, f"norm is {self.norm!r}; give one of {', '.join(map(repr, NORMS))}."
+        )
         for name in ("eps", "step"):
             v = getattr(self, name)
-            fine = v is None or (isinstance(v, (int, float)) and math.isfinite(v) and v >= 0)
-            _require(fine, f"{name} is {v!r}; give a radius of 0 or more in units of [0, 1] pixels, such as 4/255.")
+            number = isinstance(v, (int, float)) and not isinstance(v, bool)
+            fine = v is None or (number and math.isfinite(v) and v >= 0)
+            _require(
+                fine,
+                f"{name} is {v!r}; give a radius of 0 or more in units of [0, 1] pixels, such as 4/255.",
+            )
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps >= 1
         _require(whole, f"steps is {self.steps!r}; give a whole number of at least 1.")
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**32
+        _require(whole, f"seed is {self.seed!r}; give a whole number from 0 to 2**32 - 1.")
 
     @property
     def radius(self) -> float:
@@ -98,6 +106,7 @@ class IterativeAttack:
             float (N, C, H, W) in [0, 1], within `eps` of `images`, detached.
         """
         models = [surrogate] if isinstance(surrogate, nn.Module) else list(surrogate)
+        images = images.detach()
         _check_inputs(models, images, labels, batch_size)
         with frozen(models):
             done = [
@@ -131,7 +140,8 @@ class IterativeAttack:
         drawn = torch.Generator()
         noise = torch.empty(x.shape)
         for i in range(len(x)):
-            drawn.manual_seed((self.seed << 32) + first + i)
+            # torch's CPU generator looks at the low 32 bits alone: spread the seed over all of them.
+            drawn.manual_seed((self.seed * 0x9E3779B1 + first + i) % 2**32)
             if self.norm == "linf":
                 noise[i].uniform_(-self.radius, self.radius, generator=drawn)
             else:  # uniform in the ball: a uniform direction, and a radius with density ~ r^(d-1)
@@ -167,10 +177,14 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         logits = model(x).float()
         if y.numel() and int(y.max()) >= logits.shape[1]:
-            raise AttackError(f"labels hold {int(y.max())}; the surrogate has classes 0 to {logits.shape[1] - 1}.")
+            raise AttackError(
+                f"labels hold {int(y.max())}; the surrogate has classes 0 to {logits.shape[1] - 1}."
+            )
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
     if not torch.isfinite(gradient).all():
-        raise AttackError("the surrogate's input gradient is not finite; its weights or its outputs overflow.")
+        raise AttackError(
+            "the surrogate's input gradient is not finite; its weights or its outputs overflow."
+        )
     return gradient
 
 
@@ -197,7 +211,9 @@ def _norms(batch: Tensor) -> Tensor:
 
 
 def _check_inputs(models: list[nn.Module], images: Tensor, labels: Tensor, batch_size: int) -> None:
-    _require(bool(models), "no surrogate is given; give a module or a non-empty sequence of modules.")
+    _require(
+        bool(models), "no surrogate is given; give a module or a non-empty sequence of modules."
+    )
     _require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1.")
     _require(
         images.dim() == 4 and images.is_floating_point(),
@@ -210,7 +226,10 @@ def _check_inputs(models: list[nn.Module], images: Tensor, labels: Tensor, batch
     if len(images):
         low, high = float(images.min()), float(images.max())
         inside = 0.0 <= low and high <= 1.0  # False for NaN too
-        _require(inside, f"images range over [{low:.4g}, {high:.4g}]; scale them to [0, 1] (normalise in the model).")
+        _require(
+            inside,
+            f"images range over [{low:.4g}, {high:.4g}]; scale them to [0, 1] (normalise in the model).",
+        )
         _require(int(labels.min()) >= 0, f"labels hold {int(labels.min())}; classes count from 0.")
 
 

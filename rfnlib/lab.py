@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rfnlib import data, execution, paths, records, scales, training, transfer
+from rfnlib import data, execution, models, paths, records, scales, training, transfer
 from rfnlib.attacks import IterativeAttack
 from rfnlib.progress import Progress
 from rfnlib.specs import TrainSpec
@@ -45,8 +45,25 @@ class Series:
         """The success rate at `epoch` over the test images and test targets."""
         nearest = min(range(len(self.epochs)), key=lambda i: abs(self.epochs[i] - epoch))
         if abs(self.epochs[nearest] - epoch) > 0.02:
-            raise LookupError(f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}.")
+            raise LookupError(
+                f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}."
+            )
         return transfer.influence(self.hits[nearest])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement to make: `record` finds what there is of it, `compute` adds the rest."""
+
+    label: str
+    spec: TrainSpec
+    epochs: list[float]
+    record: Callable[[], records.Record]
+    compute: Callable[[], records.Record]
+
+    def missing(self) -> list[float]:
+        """The epochs not yet recorded."""
+        return missing_epochs(self.record(), self.epochs)
 
 
 class Lab:
@@ -115,32 +132,83 @@ class Lab:
 
     def source(self) -> str:
         """Where the numbers come from, in one line for the reader."""
-        made = {(m["torch"], m["device"], m["date"]) for r in self.records.values() for m in r.provenance}
+        made = {
+            (m["torch"], m["device"], m["date"])
+            for r in self.records.values()
+            for m in r.provenance
+        }
         dates = sorted(d for *_, d in made)
-        span = f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
+        span = (
+            f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
+        )
         devices = ", ".join(sorted({d for _, d, _ in made}))
         what = "replayed from" if self.mode == "replay" else "computed into"
         return f"{self.scale.name} scale, {what} {len(self.records)} records ({devices}, {span})"
 
     # --- what there is to do -----------------------------------------------------------------------
 
-    def work(self) -> list[tuple[str, records.Record, list[float], Callable[[], Any]]]:
-        """Every measurement of this scale, most useful first: label, record, epochs, how to get it.
+    def work(self) -> list[Job]:
+        """Every measurement of this scale, most useful first.
 
         Targets first (nothing is measured without them), then whole seeds one after the other.
         """
-        jobs: list[Any] = []
+        jobs = []
         for t in self.targets():
-            record = self._find("clean", self.scale.target(t), self._clean_probe())
-            jobs.append((f"target {t.name}", record, [float(self.scale.target_epochs)], functools.partial(self._clean, t)))
-        for seed in range(len(self.seeds)):
-            for name, specs in self.decay_runs().items():
-                spec = specs[seed]
-                record = self._find("transfer", spec, self._transfer_probe(self.scale.attack))
-                epochs = self.scale.probed(spec.schedule)
-                label = f"{name}, seed {spec.seed}"
-                jobs.append((label, record, epochs, functools.partial(self._transfer, spec)))
+            spec = self.scale.target(t)
+            get = functools.partial(self._clean, t)
+            record = functools.partial(self._find, "clean", spec, self._clean_probe())
+            jobs.append(Job(f"target {t.name}", spec, [float(spec.epochs)], record, get))
+        by_schedule = self.decay_runs()
+        for i, seed in enumerate(self.seeds):
+            for name, specs in by_schedule.items():
+                spec = specs[i]
+                record = functools.partial(
+                    self._find, "transfer", spec, self._transfer_probe(self.scale.attack)
+                )
+                get = functools.partial(self._transfer, spec)
+                jobs.append(
+                    Job(f"{name}, seed {seed}", spec, self.scale.probed(spec.schedule), record, get)
+                )
         return jobs
+
+    def estimate(self, jobs: list[Job]) -> list[float]:
+        """About how many seconds the missing part of each of `jobs` takes here.
+
+        Counts forward-backward passes (epochs not yet trained by an earlier job, attacks not yet made)
+        and times a few on this machine; a tuned run on a GPU can be a good deal faster.
+        """
+        n_train = self.scale.n_train or len(self._dataset.train_labels)
+        attack = self.scale.attack.steps * (self.scale.test_images + self.scale.validation_images)
+        pace = functools.lru_cache(self._pace)
+        seen: set[str] = set()
+        seconds = []
+        for job in jobs:
+            per_epoch = n_train // job.spec.batch
+            states = [job.spec.history_key(round(e * per_epoch), per_epoch) for e in job.missing()]
+            epochs = range(1, int(max(job.missing(), default=0)) + 1)
+            trained = {job.spec.history_key(e * per_epoch, per_epoch) for e in epochs}
+            attacks = 0 if job.label.startswith("target") else attack * len(set(states) - seen)
+            passes = len(trained - seen) * per_epoch * job.spec.batch + attacks
+            seen |= trained | set(states)
+            seconds.append(passes * pace(job.spec.arch, job.spec.width) if passes else 0.0)
+        return seconds
+
+    def _pace(self, arch: str, width: int | None) -> float:
+        """Seconds of one image's forward-backward pass through `arch`, eager, on this machine."""
+        shape = data.SHAPES[self.scale.data]
+        model = (
+            execution.resolve(self.device)
+            .place(models.build(arch, width=width, image_shape=shape))
+            .train()
+        )
+        x = torch.rand(32, *shape, device=self.device)
+        for _ in range(2):  # the first time is not typical
+            start = time.perf_counter()
+            model(x).sum().backward()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+        return taken / len(x)
 
     # --- transfer ----------------------------------------------------------------------------------
 
@@ -153,7 +221,7 @@ class Lab:
         test = np.array([x.role == "test" for x in self.targets()])
         hits, lr, accuracy = [], [], []
         for e in epochs:
-            rows = [r.row(self._iteration(r, e)) for r in found]
+            rows = [r.row(_iteration(r, e)) for r in found]
             adv = np.stack([records.unpack(r["adv_wrong"], (n, t)) for r in rows])
             own = np.stack([records.unpack(r["surrogate_wrong"], (n,)) for r in rows])
             hits.append(transfer.Hits(adv[:, keep][:, :, test], clean[keep][:, test], own[:, keep]))
@@ -164,13 +232,17 @@ class Lab:
     def _transfer(self, spec: TrainSpec) -> records.Record:
         attack = self.scale.attack
         probe = self._transfer_probe(attack)
-        return self._measure("transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack))
+        return self._measure(
+            "transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack)
+        )
 
     def _transfer_probe(self, attack: IterativeAttack) -> dict[str, Any]:
         targets = [self.scale.target(t).key() for t in self.targets()]
         return {"attack": attack.describe(), **self._clean_probe(), "targets": targets}
 
-    def _attacker(self, spec: TrainSpec, attack: IterativeAttack) -> Callable[[training.Snapshot], dict[str, Any]]:
+    def _attacker(
+        self, spec: TrainSpec, attack: IterativeAttack
+    ) -> Callable[[training.Snapshot], dict[str, Any]]:
         def probe(snapshot: training.Snapshot) -> dict[str, Any]:
             images, labels = self._attacked
             model, compiled, how = self._network(spec.arch, spec.width, attack.steps * len(labels))
@@ -180,10 +252,16 @@ class Lab:
             hits = torch.stack([transfer.predict(m, adv) != labels for m in self._target_models], 1)
             pool, truth = self._accuracy_pool
             return {
-                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
+                "accuracy": round(
+                    float((transfer.predict(model, pool) == truth).float().mean()), 4
+                ),
                 "adv_wrong": records.pack(hits.cpu().numpy()),
-                "surrogate_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
-                "whitebox": round(float((transfer.predict(model, adv) != labels).float().mean()), 4),
+                "surrogate_wrong": records.pack(
+                    (transfer.predict(model, images) != labels).cpu().numpy()
+                ),
+                "whitebox": round(
+                    float((transfer.predict(model, adv) != labels).float().mean()), 4
+                ),
                 "l2": round(float((adv - images).flatten(1).norm(dim=1).mean()), 4),
                 "passes": attack.steps * len(labels),
             }
@@ -191,7 +269,9 @@ class Lab:
         return probe
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (a lab lives as long as its process)
-    def _network(self, arch: str, width: int | None, work: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
+    def _network(
+        self, arch: str, width: int | None, work: int
+    ) -> tuple[nn.Module, nn.Module, execution.Execution]:
         """One network an architecture, compiled once; snapshots are loaded into it."""
         how = execution.resolve(self.device, work=work * 20)  # it serves a whole run
         spec = TrainSpec(self.scale.data, arch, scales.Step(), 1, width=width)
@@ -208,8 +288,12 @@ class Lab:
             images, labels = self._attacked
             pool, truth = self._accuracy_pool
             return {
-                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
-                "clean_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
+                "accuracy": round(
+                    float((transfer.predict(model, pool) == truth).float().mean()), 4
+                ),
+                "clean_wrong": records.pack(
+                    (transfer.predict(model, images) != labels).cpu().numpy()
+                ),
                 "passes": 0,
             }
 
@@ -217,7 +301,11 @@ class Lab:
 
     def _clean_probe(self) -> dict[str, Any]:
         s = self.scale
-        return {"test_images": s.test_images, "validation_images": s.validation_images, "accuracy_images": s.accuracy_images}
+        return {
+            "test_images": s.test_images,
+            "validation_images": s.validation_images,
+            "accuracy_images": s.accuracy_images,
+        }
 
     def _clean_wrong(self) -> np.ndarray:
         n = self.scale.test_images + self.scale.validation_images
@@ -236,7 +324,9 @@ class Lab:
 
     def _load(self, snapshot: training.Snapshot) -> nn.Module:
         how = execution.resolve(self.device)
-        return how.place(snapshot.load_into(training.network(snapshot.spec, self._dataset))).requires_grad_(False)
+        return how.place(
+            snapshot.load_into(training.network(snapshot.spec, self._dataset))
+        ).requires_grad_(False)
 
     # --- data --------------------------------------------------------------------------------------
 
@@ -269,13 +359,6 @@ class Lab:
         fresh = records.Record(kind, spec, probe, per_epoch=0)
         return self.records.get(fresh.key, fresh)
 
-    def missing(self, record: records.Record, epochs: Iterable[float]) -> list[float]:
-        """Those of `epochs` that `record` has no row for."""
-        return [e for e in epochs if not record.per_epoch or record.row(self._iteration(record, e)) is None]
-
-    def _iteration(self, record: records.Record, epoch: float) -> int:
-        return max(1, round(epoch * record.per_epoch))
-
     def _measure(
         self,
         kind: str,
@@ -286,7 +369,7 @@ class Lab:
     ) -> records.Record:
         """The record with a row for each of `epochs`: what is missing is computed, or refused in replay."""
         record = self._find(kind, spec, probe)
-        missing = self.missing(record, epochs)
+        missing = missing_epochs(record, epochs)
         if not missing:
             return record
         if self.mode == "replay":
@@ -297,7 +380,7 @@ class Lab:
         record.per_epoch = training.steps_per_epoch(spec, self._dataset)
         self.records[record.key] = record
         for e in list(missing):
-            row = self._shared_row(record, self._iteration(record, e))
+            row = self._shared_row(record, _iteration(record, e))
             if row is not None:
                 missing.remove(e)
         label = f"{kind}: {spec.arch}, {type(spec.schedule).__name__.lower()}, seed {spec.seed}"
@@ -308,7 +391,9 @@ class Lab:
                     "epoch": round(snapshot.epoch, 4),
                     "iteration": snapshot.iteration,
                     "snapshot": snapshot.key,
-                    "lr": spec.schedule.at((snapshot.iteration - 1) / record.per_epoch, spec.epochs),
+                    "lr": spec.schedule.at(
+                        (snapshot.iteration - 1) / record.per_epoch, spec.epochs
+                    ),
                     **measure(snapshot),
                 }
                 row["seconds"] = round(time.monotonic() - start, 2)
@@ -324,7 +409,12 @@ class Lab:
         wanted = record.spec.history_key(iteration, record.per_epoch)
         for other in self.records.values():
             row = other.row(iteration)
-            if other is not record and other.probe == record.probe and row and row["snapshot"] == wanted:
+            if (
+                other is not record
+                and other.probe == record.probe
+                and row
+                and row["snapshot"] == wanted
+            ):
                 copy = {k: v for k, v in row.items() if k != "made"}
                 record.add(copy, other.provenance[row["made"]])
                 return copy
@@ -333,7 +423,13 @@ class Lab:
     def _train(self, spec: TrainSpec, at: list[float]) -> Iterable[training.Snapshot]:
         branch_points = [m for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]
         return training.train(
-            spec, at, dataset=self._dataset, cache=self.cache, keep=branch_points, device=self.device, tick=self.tick
+            spec,
+            at,
+            dataset=self._dataset,
+            cache=self.cache,
+            keep=branch_points,
+            device=self.device,
+            tick=self.tick,
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
@@ -348,6 +444,15 @@ class Lab:
         }
 
 
+def missing_epochs(record: records.Record, epochs: Iterable[float]) -> list[float]:
+    """Those of `epochs` that `record` has no row for."""
+    return [e for e in epochs if not record.per_epoch or record.row(_iteration(record, e)) is None]
+
+
+def _iteration(record: records.Record, epoch: float) -> int:
+    return max(1, round(epoch * record.per_epoch))
+
+
 def _even(n: int, most: int) -> int:
     """The size of equal batches of at most `most`: one shape, so one compiled graph."""
     return -(-n // -(-n // most))
@@ -357,8 +462,12 @@ def _commit() -> str:
     """The checkout's commit, with "+" if it has changes; "unknown" outside one."""
     try:
         git = ["git", "-C", str(paths.root())]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True
+        )
         return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

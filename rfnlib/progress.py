@@ -38,7 +38,10 @@ class Progress:
             spent = self.last - self.start
             left = spent * (self.total - self.done) / max(self.done, 1e-9)
             form = tqdm.format_interval
-            print(f"{self.label}: {self.done / self.total:4.0%}, {form(spent)} gone, {form(left)} left. {note}", flush=True)
+            print(
+                f"{self.label}: {self.done / self.total:4.0%}, {form(spent)} gone, {form(left)} left. {note}",
+                flush=True,
+            )
 
     def close(self) -> None:
         if self.bar is not None:

@@ -139,9 +139,9 @@ LAPTOP = Scale(
         Target("convmixer", 48, "validation"),
     ),
     attack=BIM(eps=4 / 255, steps=15),
-    test_images=256,
-    validation_images=96,
-    accuracy_images=2000,
+    test_images=200,
+    validation_images=56,
+    accuracy_images=1000,
     seeds=(0, 1, 2),
 )
 

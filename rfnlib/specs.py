@@ -32,7 +32,11 @@ def canonical(value: Any) -> Any:
     that a field added later leaves the keys of old specs alone (hence a default never changes).
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {f.name: canonical(getattr(value, f.name)) for f in fields(value) if not _default(f, value)}
+        kept = {
+            f.name: canonical(getattr(value, f.name))
+            for f in fields(value)
+            if not _default(f, value)
+        }
         return {"is": type(value).__name__, **kept}
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
@@ -96,11 +100,15 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check(self)
-        require(0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}].")
+        require(
+            0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}]."
+        )
 
     def at(self, t: float, epochs: float) -> float:
         done = min(max(t - self.warmup, 0.0) / max(epochs - self.warmup, 1e-9), 1.0)
-        return (self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2) * _warm(t, self.warmup)
+        return (self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2) * _warm(
+            t, self.warmup
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,10 @@ class OneCycle:
     def __post_init__(self) -> None:
         _check(self)
         require(0 < self.peak < 1, f"peak is {self.peak}; give a fraction of the run in (0, 1).")
-        require(self.start >= 1, f"start is {self.start}; give the divisor of the first rate, at least 1.")
+        require(
+            self.start >= 1,
+            f"start is {self.start}; give the divisor of the first rate, at least 1.",
+        )
 
     def at(self, t: float, epochs: float) -> float:
         top, low = self.peak * epochs, self.lr / self.start
@@ -151,7 +162,7 @@ def _warm(t: float, warmup: float) -> float:
 def _check(schedule: Any) -> None:
     lr, warmup = schedule.lr, getattr(schedule, "warmup", 0.0)
     require(lr > 0 and math.isfinite(lr), f"lr is {lr}; give a positive learning rate.")
-    require(warmup >= 0, f"warmup is {warmup}; give a number of epochs, 0 or more.")
+    require(0 <= warmup < math.inf, f"warmup is {warmup}; give a number of epochs, 0 or more.")
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -181,14 +192,29 @@ class TrainSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
+        require(
+            isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}."
+        )
         for name, low in (("epochs", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             require(whole, f"{name} is {value!r}; give an integer of at least {low}.")
+        for name in ("n_train", "width"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(
+                value is None or whole,
+                f"{name} is {value!r}; give an integer of at least 1, or None.",
+            )
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number in [0, 1).")
-        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; give 0 or more.")
-        require(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}; give a number in [0, 1).")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"weight_decay is {self.weight_decay}; give 0 or more.",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing is {self.label_smoothing}; give a number in [0, 1).",
+        )
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
 
     def key(self) -> str:
@@ -224,7 +250,11 @@ def parse(plain: dict[str, Any]) -> TrainSpec:
     """
     try:
         kinds = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
-        schedule = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["schedule"].items() if k != "is"}
+        schedule = {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in plain["schedule"].items()
+            if k != "is"
+        }
         return TrainSpec(**{**plain, "schedule": kinds[plain["schedule"]["is"]](**schedule)})
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise SpecError(f"not a training spec of this version: {error}.") from error

@@ -69,7 +69,7 @@ class Snapshot:
 def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
     """The untrained network of `spec`, its weights drawn from the spec's seed; leaves torch's generator alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(spec.seed, "init"))
+        torch.default_generator.manual_seed(stream(spec.seed, "init"))  # and not CUDA's
         return models.build(
             spec.arch,
             width=spec.width,
@@ -89,7 +89,10 @@ def stream(seed: int, *names: object) -> int:
 def steps_per_epoch(spec: TrainSpec, dataset: data.Dataset) -> int:
     """Whole batches in an epoch; the rest of the (freshly shuffled) images waits for the next epoch."""
     n = len(dataset.train_labels)
-    require(spec.batch <= n, f"batch is {spec.batch}, but there are only {n} training images; give at most {n}.")
+    require(
+        spec.batch <= n,
+        f"batch is {spec.batch}, but there are only {n} training images; give at most {n}.",
+    )
     return n // spec.batch
 
 
@@ -179,6 +182,10 @@ def _run(
     drawn = torch.Generator()
     own_states: list[Path] = []
 
+    if start == todo[0]:  # killed between a state and its weights, or the state is another run's
+        write_atomic(snapshot(start).path, _weights(model, spec, start, how))
+        yield snapshot(start)
+
     label = f"{spec.arch}, seed {spec.seed}"
     with Progress((todo[-1] - start) / per_epoch, label, progress) as bar:
         for i in range(start, todo[-1]):
@@ -200,13 +207,15 @@ def _run(
             optimizer.zero_grad(set_to_none=True)
             with how.autocast():
                 logits = forward(x)
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=spec.label_smoothing)
+            loss = F.cross_entropy(
+                logits.float(), labels[chosen], label_smoothing=spec.label_smoothing
+            )
             loss.backward()
             optimizer.step()
 
             done = i + 1
             if done in todo or done in kept or done % per_epoch == 0:
-                _check_finite(loss, spec, done / per_epoch)
+                _check_finite(loss, model, spec, done / per_epoch)
                 state = _file(folder, "state", spec, done, per_epoch)
                 write_atomic(state, _state(model, optimizer, spec, done, how))
                 for old in own_states:
@@ -219,22 +228,33 @@ def _run(
                     yield target
                 tick()
             if done % per_epoch == 0:
-                bar.advance(min(1.0, (done - start) / per_epoch), f"epoch {done // per_epoch}, loss {loss.item():.3f}")
+                bar.advance(
+                    min(1.0, (done - start) / per_epoch),
+                    f"epoch {done // per_epoch}, loss {loss.item():.3f}",
+                )
 
 
 def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:
     epochs = list(epochs)
     for e in epochs:
-        require(0 < e <= spec.epochs, f"a snapshot is asked for at epoch {e}; the run covers (0, {spec.epochs}].")
+        require(
+            0 < e <= spec.epochs,
+            f"a snapshot is asked for at epoch {e}; the run covers (0, {spec.epochs}].",
+        )
     return sorted({max(1, round(e * per_epoch)) for e in epochs})
 
 
-def _check_finite(loss: Tensor, spec: TrainSpec, epoch: float) -> None:
+def _check_finite(loss: Tensor, model: nn.Module, spec: TrainSpec, epoch: float) -> None:
     if not torch.isfinite(loss):
-        raise TrainingDiverged(
-            f"The training loss of {spec.arch} (seed {spec.seed}) is {loss.item()} at epoch {epoch:.2f}; "
-            "lower the learning rate, or give it a warm-up."
-        )
+        what = f"training loss is {loss.item()}"
+    elif not all(v.isfinite().all() for v in model.state_dict().values()):
+        what = "last step left weights that are not finite"  # the loss was taken before it
+    else:
+        return
+    raise TrainingDiverged(
+        f"The {what} at epoch {epoch:.2f} of {spec.arch} (seed {spec.seed}); "
+        "lower the learning rate, or give it a warm-up."
+    )
 
 
 # --- states on disk ---------------------------------------------------------------------------------
@@ -259,8 +279,9 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _meta(spec: TrainSpec, iteration: int, how: execution.Execution) -> dict[str, str]:
+    # One entry, because safetensors writes several in an order that differs from run to run.
     values = {"spec": canonical(spec), "iteration": iteration, "execution": how.describe()}
-    return {k: json.dumps(v) for k, v in values.items()}
+    return {"rfnlib": json.dumps(values)}
 
 
 def _weights(model: nn.Module, spec: TrainSpec, iteration: int, how: execution.Execution) -> bytes:
@@ -268,7 +289,11 @@ def _weights(model: nn.Module, spec: TrainSpec, iteration: int, how: execution.E
 
 
 def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, spec: TrainSpec, iteration: int, how: execution.Execution
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    spec: TrainSpec,
+    iteration: int,
+    how: execution.Execution,
 ) -> bytes:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
@@ -276,13 +301,20 @@ def _state(
     return save(_plain(tensors), _meta(spec, iteration, how))
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+def _restore(
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    weights = list(model.parameters())
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
+            # The fused step walks through memory: a buffer must lie as its weights do.
+            laid = torch.empty_like(weights[int(index)]).copy_(value)
+            slots.setdefault(int(index), {})[slot] = laid
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
 
@@ -291,4 +323,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
-        raise DamagedSnapshot(f"{path.name} is damaged ({error}); delete it, and it is trained again.") from error
+        raise DamagedSnapshot(
+            f"{path.name} is damaged ({error}); delete it, and it is trained again."
+        ) from error

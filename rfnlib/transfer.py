@@ -23,13 +23,14 @@ DENOMINATORS = {
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Predicted classes, int64 (N,), of `images` (N, C, H, W) in [0, 1], in eval mode; the mode is restored."""
-    training = model.training
+    """Predicted classes, int64 (N,), of `images` (N, C, H, W) in [0, 1], in eval mode; modes are restored."""
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
     finally:
-        model.train(training)
+        for m, training in modes:
+            m.training = training
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Hits:
     surrogate_wrong: np.ndarray
 
     def __post_init__(self) -> None:
+        for name in ("adv_wrong", "clean_wrong", "surrogate_wrong"):
+            dtype = getattr(self, name).dtype
+            if dtype != bool:  # ~ means another thing for integers
+                raise ValueError(f"{name} is of dtype {dtype}; give bool.")
         s, n, t = self.adv_wrong.shape
         if self.clean_wrong.shape != (n, t) or self.surrogate_wrong.shape != (s, n):
             raise ValueError(
@@ -70,7 +75,9 @@ class Hits:
             return np.broadcast_to(every, shape)
         if denominator == "surrogate-correct":
             return np.broadcast_to(every & ~self.surrogate_wrong[:, :, None], shape)
-        raise ValueError(f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}.")
+        raise ValueError(
+            f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}."
+        )
 
 
 @dataclass(frozen=True)
@@ -99,25 +106,39 @@ class Influence:
     def __sub__(self, other: Influence) -> Influence:
         """The paired difference: same seeds, same images."""
         if self.z.shape != other.z.shape:
-            raise ValueError(f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}.")
+            raise ValueError(
+                f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}."
+            )
         return Influence(self.value - other.value, self.z - other.z, min(self.images, other.images))
 
 
-def influence(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Influence:
+def influence(
+    hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None
+) -> Influence:
     """Success rate, the mean over `targets` (None: all) of each target's rate, with its influence.
 
     Raises:
-        ValueError: an unknown denominator, or no image left under it.
+        ValueError: an unknown denominator, no target, or no image left under it.
     """
     chosen = slice(None) if targets is None else targets
     y = hits.adv_wrong[:, :, chosen].astype(float)
     m = hits.counted(denominator)[:, :, chosen].astype(float)
+    if not m.shape[2]:
+        raise ValueError(f"targets is {targets!r}; choose at least one.")
     share = m.mean((0, 1))
     if not (share > 0).all():
-        raise ValueError(f"no image counts under {denominator!r}; use more images, or the denominator 'all'.")
+        raise ValueError(
+            f"no image counts under {denominator!r}; use more images, or the denominator 'all'."
+        )
     rate = (m * y).mean((0, 1)) / share
     z = (m * (y - rate) / share).mean(2)
     return Influence(float(rate.mean()), z, int(m.any((0, 2)).sum()))
+
+
+def average(rates: list[Influence]) -> Influence:
+    """The mean of several rates (or differences) over the same seeds and images."""
+    value = sum(r.value for r in rates) / len(rates)
+    return Influence(value, sum(r.z for r in rates) / len(rates), min(r.images for r in rates))
 
 
 def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
@@ -129,12 +150,17 @@ def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
 
     from the mean squares of the two-way table (Searle et al. 1992, §4.5), with Satterthwaite's degrees
     of freedom and Student's t. With one seed the interval covers images alone: `seeds` says so.
+
+    Raises:
+        ValueError: fewer than two images, which do not tell how images vary.
     """
     s, n = rate.z.shape
+    if n < 2:
+        raise ValueError(f"an interval over images needs at least 2 of them, not {n}.")
     z = rate.z - rate.z.mean()
     if s == 1:
-        ms_image, ms_seed, ms_rest = z.var(ddof=1) if n > 1 else 0.0, 0.0, 0.0
-        total, freedom = ms_image, max(n - 1, 1)
+        ms_image, ms_seed, ms_rest = z.var(ddof=1), 0.0, 0.0
+        total, freedom = ms_image, n - 1
     else:
         by_seed, by_image = z.mean(1), z.mean(0)
         rest = z - by_seed[:, None] - by_image[None, :]
@@ -149,6 +175,8 @@ def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
     return Estimate(rate.value, rate.value - half, rate.value + half, s, rate.images)
 
 
-def success(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Estimate:
+def success(
+    hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None
+) -> Estimate:
     """The success rate with its 95 % interval: `interval(influence(...))`."""
     return interval(influence(hits, denominator, targets))

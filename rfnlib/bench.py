@@ -1,0 +1,243 @@
+"""Speed as ratios taken within one run, which hold on a noisy machine; memory and time as they grow.
+
+Data are random and of the laptop scale's shape: nothing has to be downloaded.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+
+from rfnlib import data, execution, scales, training, transfer
+from rfnlib.attacks import BIM
+from rfnlib.specs import Step, TrainSpec
+
+ROUNDS = 5
+
+
+def bench(device: str = "auto", say: Callable[[str], None] = print) -> None:
+    """Print training throughput against two yardsticks, then memory, then how time grows."""
+    say(f"{execution.resolve(device, work=10**9).describe()}\n")
+    throughput(device, say)
+    memory(device, say)
+    growth(device, say)
+
+
+def throughput(device: str, say: Callable[[str], None]) -> dict[str, float]:
+    """Images a second of `train` at the laptop scale, and of loops to compare it with, turn by turn.
+
+    "bare" is a compiled forward-backward-step loop on one fixed batch of random tensors: no data, no
+    augmentation, no schedule, no snapshots. "DataLoader" is what a tutorial does: eager fp32,
+    torchvision transforms on PIL images, two workers.
+    """
+    scale = scales.LAPTOP
+    dataset = _random_data(20 * scale.batch)
+    spec = _spec(epochs=ROUNDS + 1, n_train=len(dataset.train_labels))
+    auto = execution.resolve(device, work=10**9)
+    with tempfile.TemporaryDirectory() as folder:
+        run = training.train(
+            spec,
+            dataset=dataset,
+            cache=Path(folder),
+            device=device,
+            compile=auto.compile,
+            progress=False,
+        )
+        loops: dict[str, Iterator] = {
+            "train(spec)": run,
+            f"bare, compiled {auto.precision}": _bare(spec, dataset, auto),
+            "eager fp32 DataLoader": _loader(
+                spec, dataset, execution.Execution(auto.device, channels_last=False)
+            ),
+        }
+        if auto.precision != "bf16":
+            slow = execution.Execution(auto.device, "bf16", auto.compile)
+            loops["bare, compiled bf16"] = _bare(spec, dataset, slow)
+        for loop in loops.values():
+            next(loop)  # compiles
+        taken: dict[str, list[float]] = {name: [] for name in loops}
+        for _ in range(ROUNDS):
+            for name, loop in loops.items():
+                start = time.perf_counter()
+                next(loop)
+                _wait(auto.device)
+                taken[name].append(time.perf_counter() - start)
+        for loop in loops.values():
+            loop.close()
+    speed = {
+        name: len(dataset.train_labels) / statistics.median(times) for name, times in taken.items()
+    }
+    for name, rate in speed.items():
+        ratio = statistics.median(
+            t / own for t, own in zip(taken[name], taken["train(spec)"], strict=True)
+        )
+        say(f"{name:32s} {rate:8.0f} images/s   train(spec) is {ratio:.2f} of it")
+    return speed
+
+
+def _bare(spec: TrainSpec, dataset: data.Dataset, how: execution.Execution) -> Iterator[None]:
+    model = how.place(training.network(spec, dataset)).train()
+    forward, optimizer = how.compiled(model), _sgd(model, spec)
+    x = torch.rand(spec.batch, *dataset.image_shape, device=how.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(dataset.n_classes, (spec.batch,), device=how.device)
+    while True:
+        for _ in range(len(dataset.train_labels) // spec.batch):
+            optimizer.zero_grad()
+            with how.autocast():
+                logits = forward(x)
+            F.cross_entropy(logits.float(), y).backward()
+            optimizer.step()
+        yield
+
+
+class _Pictures(torch.utils.data.Dataset):
+    def __init__(self, dataset: data.Dataset):
+        self.images = [to_pil_image(i) for i in dataset.train_images]
+        self.labels = dataset.train_labels
+        steps = [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+        ]
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(self.images[i]), self.labels[i]
+
+
+def _loader(spec: TrainSpec, dataset: data.Dataset, how: execution.Execution) -> Iterator[None]:
+    model = how.place(training.network(spec, dataset)).train()
+    optimizer = _sgd(model, spec, fused=False)
+    loader = torch.utils.data.DataLoader(
+        _Pictures(dataset),
+        spec.batch,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
+    )
+    while True:
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x.to(how.device)), y.to(how.device)).backward()
+            optimizer.step()
+        yield
+
+
+def memory(device: str, say: Callable[[str], None]) -> dict[int, float]:
+    """Resident memory after more and more epochs, each with a snapshot: flat, if nothing is kept."""
+    dataset = _random_data(scales.LAPTOP.batch)
+    spec = _spec(epochs=64, n_train=len(dataset.train_labels))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = training.train(
+            spec, dataset=dataset, cache=Path(folder), device=device, compile=False, progress=False
+        )
+        for snapshot in run:
+            if snapshot.epoch in (16, 32, 64):
+                gc.collect()
+                found[int(snapshot.epoch)] = _resident_mb()
+    say("\nmemory after " + ", ".join(f"{e} epochs {mb:.0f} MB" for e, mb in found.items()))
+    return found
+
+
+def growth(device: str, say: Callable[[str], None]) -> dict[str, float]:
+    """The time for twice the work over the time for the work; 2 is linear, less has a fixed part."""
+    how = execution.resolve(device)
+    dataset = _random_data(512)
+    model = how.place(training.network(_spec(1, 512), dataset))
+    images = data.to_float(dataset.train_images).to(how.device)
+    labels = dataset.train_labels.to(how.device)
+
+    def epochs(n: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            spec = _spec(epochs=n, n_train=512)
+            options = {"cache": Path(folder), "device": device, "compile": False, "progress": False}
+            list(training.train(spec, [n], dataset=dataset, **options))
+
+    work = {
+        "training epochs": (epochs, 2),
+        "attacked images": (
+            lambda n: BIM(steps=5)(model, images[:n], labels[:n], batch_size=128),
+            256,
+        ),
+        "attack steps": (lambda n: BIM(steps=n)(model, images[:128], labels[:128]), 10),
+        "targets": (lambda n: [transfer.predict(model, images) for _ in range(n)], 4),
+    }
+    found = {}
+    for name, (task, n) in work.items():
+        task(n)
+        found[name] = statistics.median(
+            _seconds(task, 2 * n, how) / _seconds(task, n, how) for _ in range(ROUNDS)
+        )
+    say(
+        "time for twice as many "
+        + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items())
+    )
+    return found
+
+
+def _seconds(task: Callable[[int], object], n: int, how: execution.Execution) -> float:
+    start = time.perf_counter()
+    task(n)
+    _wait(how.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _spec(epochs: int, n_train: int) -> TrainSpec:
+    arch, width = scales.LAPTOP.surrogates[0]
+    batch = scales.LAPTOP.batch
+    return TrainSpec(
+        "cifar10", arch, Step(scales.LAPTOP.lr), epochs, n_train=n_train, width=width, batch=batch
+    )
+
+
+def _sgd(model: torch.nn.Module, spec: TrainSpec, fused: bool = True) -> torch.optim.Optimizer:
+    options = {"momentum": spec.momentum, "weight_decay": spec.weight_decay, "fused": fused}
+    return torch.optim.SGD(model.parameters(), lr=spec.schedule.lr, **options)
+
+
+def _random_data(n: int) -> data.Dataset:
+    drawn = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 3, 32, 32), generator=drawn, dtype=torch.uint8)
+    labels = torch.randint(10, (n,), generator=drawn)
+    return data.Dataset(
+        "random",
+        images,
+        labels,
+        images[:10],
+        labels[:10],
+        (0.5,) * 3,
+        (0.25,) * 3,
+        "",
+        tuple("0123456789"),
+    )
+
+
+def _resident_mb() -> float:
+    """Resident memory of this process now; where the system does not tell, its peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+    import resource  # absent on Windows, which has neither
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

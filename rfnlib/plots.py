@@ -1,0 +1,188 @@
+"""One function a figure: data in, a matplotlib figure out; and `show`, which writes and displays it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from rfnlib import paths
+from rfnlib.lab import Series
+from rfnlib.transfer import interval
+
+WIDTH = 7.0  # inches: the text width of most venues' two columns
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.3,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "pdf.fonttype": 42,
+    "text.usetex": False,
+}
+# One colour and one marker a method, everywhere.
+_PALETTE = sns.color_palette("colorblind")
+GREY = "0.45"
+KINDS = {
+    "constant": (GREY, "o"),
+    "decay": (_PALETTE[0], "s"),
+    "cosine": (_PALETTE[2], "^"),
+    "cyclic": (_PALETTE[1], "D"),
+}
+
+
+def show(figure: Figure, name: str, alt: str) -> None:
+    """Write `figure` to the figures' folder as PNG and PDF, byte-stable, and display it with its alt text."""
+    folder = paths.figures_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": alt})
+    figure.savefig(
+        folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+    )
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float) -> Figure:
+    """Success rate and learning rate on one time axis, a panel a schedule; last, all single decays aligned.
+
+    Bands are 95 % intervals over images and seeds; the grey curve in every panel is the run whose
+    learning rate stays constant.
+    """
+    with plt.rc_context(STYLE):
+        columns = 4
+        rows = -(-(len(series) + 1) // columns)
+        figure = plt.figure(figsize=(WIDTH, 2.15 * rows), layout="constrained")
+        grid = figure.add_gridspec(rows * 2, columns, height_ratios=[3, 1] * rows)
+        rates = {name: [interval(s.at(e)) for e in s.epochs] for name, s in series.items()}
+        top = 100 * max(r.high for rs in rates.values() for r in rs)
+        first = None
+        for k, (name, s) in enumerate(series.items()):
+            row, column = divmod(k, columns)
+            axis = figure.add_subplot(grid[2 * row, column], sharex=first, sharey=first)
+            first = first or axis
+            colour, marker = KINDS[name.split()[0]]
+            if name != "constant":
+                _curve(axis, series["constant"].epochs, rates["constant"], GREY, None, faint=True)
+            _curve(axis, s.epochs, rates[name], colour, marker)
+            for d in _decays(name):
+                axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+            axis.set_title(name, loc="left")
+            axis.set_ylim(0, min(100, top * 1.05))
+            axis.tick_params(labelbottom=False, labelleft=column == 0)
+            below = figure.add_subplot(grid[2 * row + 1, column], sharex=axis)
+            below.plot([0, *s.epochs], [s.lr[0], *s.lr], color=colour, drawstyle="steps-pre")
+            below.set_yscale("log")
+            below.set_ylim(5e-4, 0.2)
+            below.set_yticks([1e-3, 1e-1], ["0.001", "0.1"])
+            below.minorticks_off()
+            below.tick_params(labelleft=column == 0)
+            below.set_xlim(0, epochs)
+            if column == 0:
+                axis.set_ylabel("success rate, %")
+                below.set_ylabel("rate")
+            below.set_xlabel("epoch")
+        row, column = divmod(len(series), columns)
+        aligned = figure.add_subplot(grid[2 * row : 2 * row + 2, column])
+        for shade, d in zip((1.0, 0.7, 0.45), decays, strict=False):
+            s, r = series[f"decay at {d}"], rates[f"decay at {d}"]
+            near = [i for i, e in enumerate(s.epochs) if d - 2.01 <= e <= d + 3.01]
+            aligned.plot(
+                [s.epochs[i] - d for i in near], [100 * r[i].value for i in near],
+                color=(*KINDS["decay"][0], shade), marker=KINDS["decay"][1], markersize=2.5, label=f"at {d}",
+            )  # fmt: skip
+        aligned.axvline(0, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+        aligned.set_title("around the decay", loc="left")
+        aligned.set_xlabel("epochs since the decay")
+        aligned.legend(frameon=False, handlelength=1.2)
+    return figure
+
+
+def peak_table(series: dict[str, Series]) -> pd.DataFrame:
+    """Where each mean curve is highest, there and at the end: a description, chosen after the fact."""
+    rows = {}
+    for name, s in series.items():
+        curve = [s.at(e).value for e in s.epochs]
+        best = int(np.argmax(curve))
+        rows[name] = {
+            "peak epoch": f"{s.epochs[best]:g}",
+            "success there": f"{curve[best]:.1%}",
+            "success at the end": f"{curve[-1]:.1%}",
+            "natural accuracy there": f"{s.accuracy[:, best].mean():.1%}",
+            "at the end": f"{s.accuracy[:, -1].mean():.1%}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("schedule")
+
+
+def _decays(name: str) -> list[int]:
+    """The decay epochs in a run's name ("decay at 6 and 12")."""
+    return [int(word) for word in name.split() if word.isdigit()]
+
+
+def examples(
+    clean: np.ndarray, adversarial: np.ndarray, captions: Sequence[tuple[str, str]], gain: float
+) -> Figure:
+    """Rows of clean image, perturbation × `gain` and adversarial image, a column an image.
+
+    Images are (N, H, W) in [0, 1]; `captions` are (before, after) predictions.
+    """
+    with plt.rc_context(STYLE):
+        n = len(clean)
+        figure, axes = plt.subplots(
+            3, n, figsize=(0.85 * n + 0.9, 3.0), layout="constrained", squeeze=False
+        )
+        shown = (clean, 0.5 + gain * (adversarial - clean) / 2, adversarial)
+        for row, (images, label) in enumerate(
+            zip(shown, ("clean", f"perturbation × {gain:g}", "adversarial"), strict=True)
+        ):
+            for column in range(n):
+                axis = axes[row, column]
+                axis.imshow(
+                    images[column],
+                    cmap="gray" if row != 1 else "RdBu_r",
+                    vmin=0,
+                    vmax=1,
+                    interpolation="nearest",
+                )
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.spines[:].set_visible(False)
+                if row != 1:
+                    axis.set_xlabel(captions[column][row // 2], labelpad=1.5)
+            axes[row, 0].set_ylabel(label)
+    return figure
+
+
+def _curve(
+    axis: Any,
+    epochs: list[float],
+    rates: list,
+    colour: Any,
+    marker: str | None,
+    faint: bool = False,
+) -> None:
+    middle, low, high = (
+        100 * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high")
+    )
+    if faint:
+        axis.plot(epochs, middle, color=colour, linewidth=0.8, zorder=1)
+        return
+    axis.plot(epochs, middle, color=colour, marker=marker, markersize=2.5)
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -1,0 +1,83 @@
+"""The README's table of claims, written from the records so that the two cannot drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rfnlib import claims, paths, scales, transfer
+from rfnlib.lab import Lab, MissingRecord
+
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+
+
+def claims_table() -> str:
+    """The claims as a Markdown table: the paper's number, ours at each recorded scale, the verdict."""
+    recorded = {name: _open(name) for name in scales.SCALES if name != "smoke"}
+    lines = [
+        "| | claim | notebook | paper | ours | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in claims.CLAIMS.values():
+        link = (
+            f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)"
+            if claim.notebook
+            else "to come"
+        )
+        ours, verdicts = [], []
+        for name, lab in recorded.items():
+            try:
+                number, verdict = MEASURED[claim.id](lab)
+            except (KeyError, MissingRecord):
+                continue
+            ours.append(f"{name}: {number}")
+            verdicts.append(f"{name}: **{verdict}**")
+        cells = (
+            claim.id,
+            claim.sentence,
+            link,
+            claim.paper,
+            "<br>".join(ours) or "–",
+            "<br>".join(verdicts) or "–",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def update(write: bool = True) -> bool:
+    """Put the table between its marks in README.md; whether that changes the file.
+
+    Raises:
+        ValueError: README.md has lost the marks.
+    """
+    path = paths.root() / "README.md"
+    old = path.read_text()
+    if old.count(BEGIN) != 1 or old.count(END) != 1:
+        raise ValueError(f"README.md must hold {BEGIN} and {END} once each.")
+    before, rest = old.split(BEGIN)
+    new = f"{before}{BEGIN}\n{claims_table()}\n{END}{rest.split(END)[1]}"
+    if write and new != old:
+        path.write_text(new)
+    return new != old
+
+
+def _open(scale: str) -> Lab:
+    return Lab(scale, "replay")
+
+
+def _c2(lab: Lab) -> tuple[str, str]:
+    series, findings = claims.c2(lab)
+    after = lab.scale.judged_after
+    rises = [
+        series[f"decay at {d}"].at(d + after) - series[f"decay at {d}"].at(d)
+        for d in lab.scale.decays
+    ]
+    mean = transfer.interval(transfer.average(rises))
+    number = (
+        f"{100 * mean.value:+.1f} points ({100 * mean.low:+.1f} to {100 * mean.high:+.1f}) within {after:g} epoch "
+        f"of the decay, mean of {len(rises)} decays, {mean.seeds} seeds"
+    )
+    return number, claims.verdict(findings)
+
+
+# How each measured claim is put into one number; a claim not in here is not measured yet.
+MEASURED: dict[str, Callable[[Lab], tuple[str, str]]] = {"C2": _c2}

@@ -1,0 +1,370 @@
+"""Run the notebooks headlessly and strictly, and account for every one.
+
+Papermill is permissive: a misspelt parameter is a warning, a cell may run for ever, `sys.exit(0)`
+is success. `reproduce` refuses what it does not know before anything runs, bounds every cell, and
+calls a notebook done only when each of its cells ran. `refresh` is for the other kind of run: it
+re-executes the committed notebooks in place, with the parameters that they are committed with.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nbformat
+
+from rfnlib import paths
+
+PARAMETERS = ("mode", "scale", "seeds", "device")
+MODES = ("replay", "run")
+# Scales that keep to `build/<scale>` and start from nothing, because what they show is that
+# everything computes. The others add to the project's own records, which are there to be committed.
+SELF_CONTAINED = ("smoke",)
+
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+VERDICT = re.compile(r"^C\d+[a-z]?:.*$", re.MULTILINE)
+# Cells that papermill adds; numbers that we print count those of the committed notebook.
+ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one notebook; `error` is empty when it ran to its end."""
+
+    notebook: str
+    error: str
+    verdicts: tuple[str, ...]
+    seconds: float
+    peak_mb: float | None  # None where the platform does not tell
+
+
+def reproduce(
+    scale: str,
+    *,
+    mode: str = "run",
+    only: str | Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    out: Path | str | None = None,
+    records: Path | str | None = None,
+    timeout: float = 3600,
+) -> int:
+    """Execute the notebooks in numeric order at `scale`, then print verdicts and costs.
+
+    A notebook that fails is named with its cell, and the rest still run. Executed notebooks, their
+    logs and figures go to `out`. The smoke scale also has its records and its cache there and
+    starts without any; other scales use the project's.
+
+    Args:
+        scale: one of `rfnlib.scales`: "smoke", "laptop", "paper".
+        mode: "run" computes what is missing, "replay" only draws what is recorded.
+        only: numbers or beginnings of names ("02"); all notebooks when None.
+        seeds: instead of the notebooks' own, which None keeps.
+        device: "auto", "cpu" or "cuda".
+        out: `build/<scale>` of the checkout when None.
+        records: where records are read and written, if not where the scale has them.
+        timeout: the most seconds that one cell may take.
+
+    Returns:
+        0 when every notebook ran to its end, else 1: an exit status.
+
+    Raises:
+        ValueError: before anything runs, for an unknown scale or mode, a parameter that a
+            notebook does not have, a value of another type than the notebook's own, or an `only`
+            that matches nothing.
+    """
+    from rfnlib import scales  # here, so that the process that runs one notebook stays small
+
+    given = {"mode": mode, "scale": scale, "device": device}
+    if seeds is not None:
+        given["seeds"] = list(seeds) if isinstance(seeds, tuple | range) else seeds
+    notebooks = find_notebooks(only)
+    for notebook in notebooks:
+        check_parameters(notebook, given)
+    scales.get(scale)  # refuses one that does not exist
+
+    folder = Path(out).resolve() if out else paths.root() / "build" / scale
+    if out is None and only is None and mode == "run" and scale in SELF_CONTAINED:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = _environment(scale, folder, records)
+
+    results = []
+    for number, notebook in enumerate(notebooks, 1):
+        print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
+        result = _execute(notebook, given, folder, int(timeout), environment)
+        print(_in_short(result), flush=True)
+        results.append(result)
+    complete = sum(not result.error for result in results)
+    print(f"\n{_table(results)}\n")
+    print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {_shown(folder)}/")
+    return 0 if complete == len(notebooks) else 1
+
+
+def refresh(only: str | Sequence[str] | None = None) -> None:
+    """Re-execute the committed notebooks in place, in replay, leaving nothing of this machine.
+
+    A notebook is written only when all of it ran, so an error leaves the file as it was.
+    """
+    from nbclient import NotebookClient
+
+    for notebook in find_notebooks(only):
+        mode = check_parameters(notebook, {})["mode"]
+        if mode != "replay":
+            raise ValueError(
+                f"{notebook.name} has mode = {mode!r}; committed notebooks replay, so set "
+                "mode = 'replay' in its parameters cell."
+            )
+        print(f"{notebook.stem} ...", end=" ", flush=True)
+        start = time.monotonic()
+        content = nbformat.read(notebook, as_version=4)
+        client = NotebookClient(
+            content,
+            kernel_name=KERNELSPEC["name"],
+            timeout=600,
+            record_timing=False,  # times of day would differ at every run
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else it warns about the transport
+            resources={"metadata": {"path": str(notebook.parent)}},
+        )
+        client.execute(env={**os.environ, "RFN_QUIET": "1"})
+        content.metadata.pop("widgets", None)  # without their state GitHub renders nothing at all
+        content.metadata.pop("papermill", None)
+        content.metadata.update(kernelspec=KERNELSPEC, language_info={"name": "python"})
+        for cell in content.cells:
+            cell.metadata.pop("execution", None)
+            cell.metadata.pop("papermill", None)
+        _write(content, notebook)
+        print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def find_notebooks(only: str | Sequence[str] | None = None) -> list[Path]:
+    """The notebooks in numeric order; with `only`, those whose number or name begins so."""
+    folder = paths.notebooks_dir()
+    found = list(folder.glob("*.ipynb"))
+    if not found:
+        raise ValueError(f"There is no notebook in {_shown(folder)}: run this in a checkout.")
+    for path in found:
+        if not re.match(r"\d+_", path.name):
+            raise ValueError(f"{path.name} has no number; name it like 02_lr_decay_peak.ipynb.")
+    found.sort(key=lambda path: (int(path.name.split("_")[0]), path.name))
+    if only is None:
+        return found
+    chosen = set()
+    for wanted in [only] if isinstance(only, str) else only:
+        matching = {path for path in found if wanted and path.name.startswith(wanted)}
+        if not matching:
+            names = ", ".join(path.stem for path in found)
+            raise ValueError(f"No notebook begins with {wanted!r}; there are {names}.")
+        chosen |= matching
+    return [path for path in found if path in chosen]
+
+
+def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse what `notebook` would not take; return its own parameters with their defaults.
+
+    Raises:
+        ValueError: for a parameter it lacks, or a value whose type is not the default's.
+    """
+    from papermill import inspect_notebook  # here: it takes a second to import
+
+    defaults = {}
+    for name, about in inspect_notebook(notebook).items():
+        try:
+            defaults[name] = ast.literal_eval(about["default"])
+        except (SyntaxError, ValueError):
+            raise ValueError(
+                f"{notebook.name}: the parameter {name} = {about['default']} must be a literal, "
+                "because nothing can be put in its place otherwise."
+            ) from None
+    for name in (*PARAMETERS, *given):
+        if name not in defaults:
+            raise ValueError(
+                f"{notebook.name} has no parameter {name!r}: its cell tagged 'parameters' defines "
+                f"{', '.join(defaults) or 'nothing'}, and must define {', '.join(PARAMETERS)}."
+            )
+    for name, value in given.items():
+        if not _like(value, defaults[name]):
+            raise ValueError(
+                f"{name} is {value!r} ({_type(value)}); {notebook.name} takes "
+                f"{_type(defaults[name])}, such as {defaults[name]!r}."
+            )
+    if (mode := given.get("mode", defaults["mode"])) not in MODES:
+        raise ValueError(f"mode is {mode!r}; it can be {' or '.join(map(repr, MODES))}.")
+    return defaults
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether `value` has exactly the type of `default`; lists also that of its items."""
+    if type(value) is not type(default):  # not isinstance: True is no seed
+        return False
+    if isinstance(default, list):
+        return bool(value) and all(type(item) is type(default[0]) for item in value if default)
+    return True
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, list):
+        return f"list of {'/'.join(sorted({_type(item) for item in value})) or 'nothing'}"
+    return type(value).__name__
+
+
+def _environment(scale: str, folder: Path, records: Path | str | None) -> dict[str, str]:
+    """What the kernels inherit: above all, where `rfnlib.paths` sends what they write."""
+    moved = {"RFN_FIGURES": folder / "figures"}
+    if scale in SELF_CONTAINED:
+        moved |= {"RFN_RECORDS": folder / "records", "RFN_CACHE": folder / "cache"}
+    if records is not None:
+        moved["RFN_RECORDS"] = Path(records).resolve()
+    return {**os.environ, **{name: str(path) for name, path in moved.items()}}
+
+
+def _execute(
+    notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]
+) -> Result:
+    """Run one notebook in a process of its own, and read what happened from what it wrote."""
+    target, log = folder / notebook.name, folder / f"{notebook.stem}.log"
+    target.unlink(missing_ok=True)  # an earlier run's must not be taken for this one's
+    request = {"source": notebook, "target": target, "parameters": given, "timeout": timeout}
+    command = [sys.executable, "-m", "rfnlib.reproduce", json.dumps(request, default=str)]
+    start = time.monotonic()
+    with open(log, "w", encoding="utf-8") as sink:
+        status = _call(command, env, sink)
+    seconds = time.monotonic() - start
+
+    content = nbformat.read(target, as_version=4) if target.exists() else nbformat.v4.new_notebook()
+    outcome = content.metadata.get("rfnlib")
+    if outcome is None:  # the process did not live to write one
+        said = _last_line(log.read_text(encoding="utf-8", errors="replace"))
+        outcome = {"error": f"its start: ended with status {status}, saying {said!r}"}
+    printed = "".join(
+        output.text
+        for cell in content.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "stream" and output.name == "stdout"
+    )
+    verdicts = tuple(VERDICT.findall(printed))
+    return Result(notebook.stem, outcome["error"], verdicts, seconds, outcome.get("peak_mb"))
+
+
+def _call(command: Sequence[str], env: Mapping[str, str], sink: IO[str]) -> int:
+    with subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.wait(timeout=30)  # the same Ctrl-C reached it, and it is stopping its kernel
+            raise
+
+
+def _run_one(source: str, target: str, parameters: dict[str, Any], timeout: int) -> None:
+    """The other process: papermill, and a note on how it went in the executed notebook.
+
+    It is a process of its own so that the peak of its children's resident memory is that of this
+    one kernel, and so that the caller may itself be a notebook.
+    """
+    import papermill
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    problem = None
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters,
+            kernel_name=KERNELSPEC["name"],
+            cwd=str(Path(source).parent),
+            progress_bar=False,
+            log_output=True,
+            start_timeout=120,
+            execution_timeout=timeout,
+        )
+    except Exception as error:  # whatever it was, the note below says it
+        logging.exception("%s stopped", source)
+        problem = error
+    content = nbformat.read(target, as_version=4)
+    content.metadata["rfnlib"] = {"error": _failure(content, problem), "peak_mb": _peak_mb()}
+    _write(content, Path(target))
+
+
+def _failure(content: nbformat.NotebookNode, problem: Exception | None) -> str:
+    """One line on the cell that stopped a notebook; empty when all of it ran."""
+    cells = [c for c in content.cells if not ADDED_BY_PAPERMILL & set(c.metadata.get("tags", ()))]
+    begun = raised = unrun = 0  # the last cell begun, the first that raised, the first left out
+    what = "was never run"
+    for number, cell in enumerate(cells, 1):
+        begun = number if cell.metadata.get("papermill", {}).get("start_time") else begun
+        skipped = "skip-execution" in cell.metadata.get("tags", ())
+        if cell.cell_type == "code" and cell.source.strip() and not skipped:
+            unrun = unrun or (number if cell.execution_count is None else 0)
+        for output in cell.get("outputs", ()):
+            # SystemExit too, whatever its status: what follows it never ran.
+            if output.output_type == "error" and not raised:
+                raised, what = number, f"{output.ename}: {_last_line(output.evalue)}"
+    # A cell that papermill stopped for its time, or whose kernel died, may also show an error, but
+    # only that of being stopped.
+    if problem is not None and not (raised and type(problem).__name__ == "PapermillExecutionError"):
+        reason = (str(problem).strip() or "no message").splitlines()[0]
+        raised, what = begun, f"{type(problem).__name__}: {reason}"
+    number = raised or unrun
+    return f"cell {number} of {len(cells)}: {what}" if number or problem else ""
+
+
+def _peak_mb() -> float | None:
+    """Peak resident memory of the kernel, in MiB; None on Windows, which has no such count."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _write(content: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook whole or not at all."""
+    partial = path.with_suffix(".partial")
+    nbformat.write(content, partial)
+    os.replace(partial, path)
+
+
+def _in_short(result: Result) -> str:
+    memory = "" if result.peak_mb is None else f", {result.peak_mb:.0f} MB"
+    return f"{result.seconds:.0f} s{memory}{', FAILED at ' if result.error else ''}{result.error}"
+
+
+def _table(results: Sequence[Result]) -> str:
+    """One row a notebook, and one more for each further verdict."""
+    width = max(len("notebook"), *(len(result.notebook) for result in results))
+    form = f"{{:<{width}}}  {{:<6}}  {{:>7}}  {{:>7}}  {{}}"
+    lines = [form.format("notebook", "status", "seconds", "peak MB", "verdicts")]
+    for result in results:
+        status = "failed" if result.error else "ok"
+        memory = "?" if result.peak_mb is None else f"{result.peak_mb:.0f}"
+        first, *others = result.verdicts or ("-",)
+        lines.append(form.format(result.notebook, status, f"{result.seconds:.0f}", memory, first))
+        lines += [form.format("", "", "", "", verdict) for verdict in others]
+    return "\n".join(lines)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip() or "no message").splitlines()[-1]
+
+
+def _shown(path: Path) -> str:
+    """The path as seen from here where that is shorter."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("This runs one notebook for `python -m rfnlib reproduce`: call that.")
+    _run_one(**json.loads(sys.argv[1]))
