@@ -31,13 +31,13 @@ class MissingRecord(LookupError):
 class Series:
     """Transfer along one training run, several seeds of it: what a curve is drawn from.
 
-    `hits[e]` are the outcomes at `epochs[e]`; `lr[e]` is the learning rate of the step before it;
-    `accuracy` is the surrogates' natural accuracy, (seeds, epochs).
+    `spec` is that of the first seed; `hits[e]` are the outcomes at `epochs[e]`; `accuracy` is the
+    surrogates' natural accuracy, (seeds, epochs).
     """
 
     name: str
+    spec: TrainSpec
     epochs: list[float]
-    lr: list[float]
     hits: list[transfer.Hits]
     accuracy: np.ndarray
 
@@ -219,15 +219,14 @@ class Lab:
         n, t = clean.shape
         keep = np.arange(n) < self.scale.test_images
         test = np.array([x.role == "test" for x in self.targets()])
-        hits, lr, accuracy = [], [], []
+        hits, accuracy = [], []
         for e in epochs:
             rows = [r.row(_iteration(r, e)) for r in found]
             adv = np.stack([records.unpack(r["adv_wrong"], (n, t)) for r in rows])
             own = np.stack([records.unpack(r["surrogate_wrong"], (n,)) for r in rows])
             hits.append(transfer.Hits(adv[:, keep][:, :, test], clean[keep][:, test], own[:, keep]))
-            lr.append(rows[0]["lr"])
             accuracy.append([r["accuracy"] for r in rows])
-        return Series(name, epochs, lr, hits, np.array(accuracy).T)
+        return Series(name, specs[0], epochs, hits, np.array(accuracy).T)
 
     def _transfer(self, spec: TrainSpec) -> records.Record:
         attack = self.scale.attack

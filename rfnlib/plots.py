@@ -82,13 +82,14 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
             if name != "constant":
                 _curve(axis, series["constant"].epochs, rates["constant"], GREY, None, faint=True)
             _curve(axis, s.epochs, rates[name], colour, marker)
-            for d in _decays(name):
+            for d in getattr(s.spec.schedule, "milestones", ()):
                 axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
             axis.set_title(name, loc="left")
             axis.set_ylim(0, min(100, top * 1.05))
             axis.tick_params(labelbottom=False, labelleft=column == 0)
             below = figure.add_subplot(grid[2 * row + 1, column], sharex=axis)
-            below.plot([0, *s.epochs], [s.lr[0], *s.lr], color=colour, drawstyle="steps-pre")
+            times = np.linspace(0, epochs, 400, endpoint=False)
+            below.plot(times, [s.spec.schedule.at(t, epochs) for t in times], color=colour)
             below.set_yscale("log")
             below.set_ylim(5e-4, 0.2)
             below.set_yticks([1e-3, 1e-1], ["0.001", "0.1"])
@@ -129,11 +130,6 @@ def peak_table(series: dict[str, Series]) -> pd.DataFrame:
             "at the end": f"{s.accuracy[:, -1].mean():.1%}",
         }
     return pd.DataFrame(rows).T.rename_axis("schedule")
-
-
-def _decays(name: str) -> list[int]:
-    """The decay epochs in a run's name ("decay at 6 and 12")."""
-    return [int(word) for word in name.split() if word.isdigit()]
 
 
 def examples(

@@ -107,7 +107,7 @@ def read(path: Path) -> Record:
     if version != VERSION:
         raise refuse(f"its version is {version!r}, and this code reads version {VERSION}")
     try:
-        rows, digest = raw.pop("rows"), raw.pop("digest")
+        rows, digest, stated = raw.pop("rows"), raw.pop("digest"), raw["key"]
         if digest != _digest(raw, rows):
             raise refuse("its contents were altered after it was written (the digest differs)")
         record = Record(
@@ -115,7 +115,7 @@ def read(path: Path) -> Record:
         )
     except (KeyError, SpecError) as error:
         raise refuse(f"it lacks or misstates a field ({error})") from error
-    if raw["key"] != record.key or path.name != record.name:
+    if stated != record.key or path.name != record.name:
         raise refuse(f"it holds the measurement {record.name}, not the one it is named after")
     return record
 

@@ -70,7 +70,7 @@ def reproduce(
         scale: one of `rfnlib.scales`: "smoke", "laptop", "paper".
         mode: "run" computes what is missing, "replay" only draws what is recorded.
         only: numbers or beginnings of names ("02"); all notebooks when None.
-        seeds: instead of the notebooks' own, which None keeps.
+        seeds: of the surrogates; None: the scale's.
         device: "auto", "cpu" or "cuda".
         out: `build/<scale>` of the checkout when None.
         records: where records are read and written, if not where the scale has them.
@@ -86,13 +86,12 @@ def reproduce(
     """
     from rfnlib import scales  # here, so that the process that runs one notebook stays small
 
-    given = {"mode": mode, "scale": scale, "device": device}
-    if seeds is not None:
-        given["seeds"] = list(seeds) if isinstance(seeds, tuple | range) else seeds
+    seeds = scales.get(scale).seeds if seeds is None else seeds
+    seeds = list(seeds) if isinstance(seeds, tuple | range) else seeds
+    given = {"mode": mode, "scale": scale, "seeds": seeds, "device": device}
     notebooks = find_notebooks(only)
     for notebook in notebooks:
         check_parameters(notebook, given)
-    scales.get(scale)  # refuses one that does not exist
 
     folder = Path(out).resolve() if out else paths.root() / "build" / scale
     if out is None and only is None and mode == "run" and scale in SELF_CONTAINED:

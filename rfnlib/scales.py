@@ -109,7 +109,7 @@ SMOKE = Scale(
         Target("wrn16", 8),
         Target("senet18", 8, "validation"),
     ),
-    attack=BIM(eps=16 / 255, steps=10),
+    attack=BIM(eps=40 / 255, steps=10),
     test_images=200,
     validation_images=50,
     accuracy_images=500,

@@ -1,0 +1,81 @@
+# Two commands from a clean checkout: `make reproduce` and `make test`. Both make .venv when needed.
+# Written for GNU make 3.81 and later and any POSIX shell.
+
+SCALE ?= smoke
+MODE  ?= run
+UV    ?= uv
+RUN   := .venv/bin/python
+
+.PHONY: help reproduce test notebooks lint lock clean
+
+help:
+	@echo 'make reproduce   run every notebook; SCALE=smoke (default), laptop or paper; MODE=run or replay; SEEDS=0,1'
+	@echo 'make test        unit tests, and the committed notebooks through nbval'
+	@echo 'make notebooks   re-execute the committed notebooks in place, in replay'
+	@echo 'make lint        ruff over code and notebooks'
+	@echo 'make lock        write requirements.lock anew from pyproject.toml (needs uv)'
+	@echo 'make clean       remove build/ and caches; data/ and .venv stay'
+	@echo 'make .venv       only install; PYTHON=/path/to/python chooses the interpreter'
+
+reproduce: .venv
+	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS))
+
+test: .venv
+	@$(RUN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+notebooks: .venv
+	@$(RUN) -c 'from rfnlib.reproduce import refresh; refresh()'
+
+lint: .venv
+	@$(RUN) -m ruff check .
+
+lock:
+	@command -v $(UV) >/dev/null || { \
+	  echo 'make lock needs uv: pip install uv, or say make lock UV=/path/to/uv.' >&2; exit 1; }
+	@{ echo '# Exact versions for Python 3.11 to 3.13 on every platform: what the Makefile installs.' && \
+	  echo '# Made from the ranges in pyproject.toml by `make lock`; do not edit by hand.' && \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra test --upgrade \
+	    --no-header --no-annotate pyproject.toml; } > requirements.lock.new \
+	  && mv requirements.lock.new requirements.lock || { rm -f requirements.lock.new; exit 1; }
+
+clean:
+	@rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find rfnlib tests notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamp is written last and removed first, so an interrupted install never looks finished: the
+# next make starts it over. A finished one whose lock has changed is brought up to date instead.
+.PHONY: .venv
+.venv: .venv/installed
+
+# `sys.exit(False)` is success.
+SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# -qq hides pip's remarks but not its errors; --no-compile leaves byte-compiling thousands of files,
+# most of them never imported, to the first import.
+INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
+
+.venv/installed: requirements.lock pyproject.toml
+	@set -e; \
+	if [ ! -f $@ ] || ! $(RUN) -c '$(SUITABLE)' 2>/dev/null; then \
+	  rm -rf .venv; found=; complete=; \
+	  for python in $(if $(PYTHON),'$(PYTHON)',python3.13 python3.12 python3.11 python3); do \
+	    "$$python" -c '$(SUITABLE)' >/dev/null 2>&1 || continue; \
+	    found=$${found:-$$python}; \
+	    "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || continue; \
+	    complete=$$python; break; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'No Python 3.11, 3.12 or 3.13 found$(if $(PYTHON), at $(PYTHON)): install one, or say make PYTHON=/path/to/python.' >&2; \
+	    exit 1; \
+	  fi; \
+	  if [ -z "$$complete" ]; then \
+	    echo "$$found lacks the venv module: install it (on Debian and Ubuntu, apt install python3-venv), or say make PYTHON=/path/to/python." >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$("$$complete" --version) ..."; \
+	  "$$complete" -m venv .venv; \
+	fi; \
+	rm -f $@; \
+	echo 'Installing the locked packages into .venv: a minute or two, once ...'; \
+	$(INSTALL) -r requirements.lock; \
+	$(INSTALL) --no-deps -e .; \
+	touch $@

@@ -1,0 +1,463 @@
+"""Attacks: against slow independent code, closed forms, and what must hold for all settings."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rfnlib.attacks import BIM, FGSM, PGD, AttackError, IterativeAttack, frozen, input_gradient
+
+N, SHAPE, CLASSES = 6, (2, 5, 5), 4
+quick = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose by sharing their work among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """A smooth CNN with batch norm whose running statistics are those of some data."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Softplus()),
+            nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, CLASSES)),
+        ).to(dtype)
+        model(torch.rand(32, *SHAPE, dtype=dtype))
+        nn.init.normal_(model[1][2].weight, std=0.5)
+    return model
+
+
+def batch(n: int = N, seed: int = 0, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, *SHAPE, generator=generator, dtype=dtype)
+    x[:, :, 0, 0], x[:, :, 0, 1] = 0.0, 1.0  # on the border of [0, 1]
+    return x, torch.randint(CLASSES, (n,), generator=generator)
+
+
+def sizes(adv, x, norm):
+    flat = (adv - x).flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+attacks = st.builds(
+    IterativeAttack,
+    eps=st.floats(0, 1),
+    step=st.none() | st.floats(0, 0.5),
+    steps=st.integers(1, 4),
+    norm=st.sampled_from(["linf", "l2"]),
+    random_start=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def test_the_defaults_are_those_of_the_authors():
+    for attack in (IterativeAttack(), BIM(), PGD()):
+        assert (attack.radius, attack.step_size, attack.steps) == (4 / 255, 4 / 255 / 10, 50)
+        assert attack.norm == "linf"
+    assert not BIM().random_start and PGD().random_start
+    assert (FGSM().radius, FGSM().step_size, FGSM().steps) == (4 / 255, 4 / 255, 1)
+    assert FGSM(norm="l2").step_size == FGSM(norm="l2").radius == BIM(norm="l2").radius == 0.5
+    assert BIM(eps=8 / 255).step_size == 8 / 255 / 10
+
+
+def test_options_of_a_preset_reach_the_attack():
+    assert PGD(0.1, random_start=False, steps=3) == BIM(0.1, steps=3)
+    assert FGSM(0.1, step=0.02, steps=2) == IterativeAttack(0.1, 0.02, 2)
+    with pytest.raises(TypeError, match="alpha"):
+        BIM(alpha=0.1)
+
+
+def test_the_description_tells_apart_what_gives_other_images():
+    told = [
+        a.describe() for a in (BIM(), BIM(0.1), BIM(step=0.1), BIM(steps=2), BIM(norm="l2"), PGD())
+    ]
+    told += [PGD(seed=1).describe()]
+    assert all(a != b for i, a in enumerate(told) for b in told[:i])
+    assert BIM(seed=1).describe() == BIM(eps=4 / 255, steps=50).describe()
+
+
+# ------------------------------------------------------------------------- independent computations
+
+
+def slow_attack(model, x, y, start, eps, step, steps, norm):
+    """Image by image, as in the papers; projection by cases."""
+    done = []
+    for image, label, at in zip(x, y, start, strict=True):
+        for _ in range(steps):
+            at = at.clone().requires_grad_()
+            log_p = torch.log_softmax(model(at[None])[0], 0)
+            (-log_p[label]).backward()
+            g, at = at.grad, at.detach()
+            if norm == "linf":
+                at = at + step * torch.where(g > 0, 1.0, torch.where(g < 0, -1.0, 0.0)).to(g)
+                at = image + torch.clip(at - image, -eps, eps)
+            else:
+                at = at + step * g / math.sqrt(float((g * g).sum()))
+                size = math.sqrt(float(((at - image) ** 2).sum()))
+                if size > eps:
+                    at = image + (at - image) * eps / size
+            at = torch.clip(at, 0, 1)
+        done.append(at)
+    return torch.stack(done)
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.06), ("l2", 0.4)])
+@pytest.mark.parametrize("preset", [FGSM, BIM, PGD])
+def test_an_attack_is_the_slow_one_image_at_a_time(norm, eps, preset):
+    model, (x, y) = net().eval(), batch()
+    attack = preset(eps, norm=norm)
+    # With steps of length 0 an attack returns its starting point.
+    start = preset(eps, norm=norm, step=0.0, steps=1)(model, x, y)
+    expected = slow_attack(model, x, y, start, eps, attack.step_size, attack.steps, norm)
+    assert (attack(model, x, y, batch_size=4) - expected).abs().max() < 1e-6
+    assert torch.equal(start, x) == (preset is not PGD)
+
+
+def linear(weight):
+    """A model with two classes whose loss for class 0 rises along `weight`."""
+    layer = nn.Linear(weight.numel(), 2, bias=False)
+    layer.weight.data = torch.stack([torch.zeros_like(weight), weight])
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def test_on_a_linear_model_attacks_are_the_closed_form():
+    torch.manual_seed(0)
+    w, (x, _) = torch.randn(50), batch(dtype=torch.float32)
+    w[7] = 0.0  # a pixel that no class looks at stays
+    direction = w.view(SHAPE)
+    for y, sign in ((0, 1), (1, -1)):
+        labels = torch.full((N,), y)
+        corner = (x + 0.03 * sign * direction.sign()).clamp(0, 1)
+        for attack in (FGSM(0.03), BIM(0.03), PGD(0.03)):
+            adv = attack(linear(w), x, labels)
+            seen = direction != 0
+            assert torch.allclose(adv[:, seen], corner[:, seen], atol=1e-6)
+        assert torch.equal(BIM(0.03)(linear(w), x, labels)[:, ~seen], x[:, ~seen])
+        middle = x * 0.2 + 0.4  # too far from the border for the clip to matter
+        expected = middle + 0.3 * sign * direction / w.norm()
+        adv = BIM(0.3, norm="l2")(linear(w), middle, labels)
+        assert torch.allclose(adv, expected, atol=1e-5)
+
+
+def test_an_image_without_gradient_stays_where_it_is():
+    x, y = batch(dtype=torch.float32)
+    for norm in ("linf", "l2"):
+        assert torch.equal(BIM(0.1, norm=norm)(linear(torch.zeros(50)), x, y % 2), x)
+
+
+def test_the_input_gradient_of_an_image_is_its_own_and_not_divided_by_the_batch():
+    model, (x, y) = net().eval(), batch()
+    together = input_gradient(model, x, y)
+    for i in range(N):
+        alone = torch.autograd.functional.jacobian(
+            lambda image, i=i: F.cross_entropy(model(image), y[i : i + 1]), x[i : i + 1]
+        )
+        assert torch.allclose(together[i : i + 1], alone, atol=1e-6)
+
+
+# ------------------------------------------------------------------------ what holds for all inputs
+
+
+@quick
+@given(attacks, st.sampled_from([torch.float32, torch.float64]))
+def test_adversarial_images_lie_in_the_ball_and_in_the_box(attack, dtype):
+    x, y = batch(dtype=dtype)
+    adv = attack(net(dtype=dtype), x, y)
+    assert adv.shape == x.shape and adv.dtype == dtype
+    assert torch.isfinite(adv).all() and adv.min() >= 0 and adv.max() <= 1
+    assert (sizes(adv, x, attack.norm) <= attack.radius + 1e-6).all()
+
+
+# Steps of a decent length, and no signs that the last bit could turn: a smooth model in float64.
+@quick
+@given(attacks, st.integers(1, 7), st.integers(1, N))
+def test_an_example_depends_neither_on_the_batch_size_nor_on_its_batch_mates(attack, size, n):
+    model, (x, y) = net(), batch()
+    whole = attack(model, x, y)
+    assert torch.allclose(attack(model, x, y, batch_size=size), whole, atol=1e-5)
+    assert torch.allclose(attack(model, x[:n], y[:n]), whole[:n], atol=1e-5)
+
+
+def test_a_random_start_depends_on_seed_and_position_alone():
+    model, (x, y) = net(), batch()
+    for norm in ("linf", "l2"):
+        starts = {
+            seed: PGD(0.1, norm=norm, step=0.0, steps=1, seed=seed)(model, x, y)
+            for seed in (0, 1, N, 2**31, 2**32 - 1)
+        }
+        assert all(not torch.equal(starts[0], s) for k, s in starts.items() if k)
+        for size in (1, 4):
+            attack = PGD(0.1, norm=norm, step=0.0, steps=1)
+            assert torch.equal(attack(model, x, y, batch_size=size), starts[0])
+        moves = starts[0][:, :, 1:] - x[:, :, 1:]
+        assert moves.flatten(1).unique(dim=0).shape[0] == N
+
+
+def test_random_starts_are_uniform_in_the_ball():
+    x, y = torch.full((4000, 3, 1, 1), 0.5), torch.zeros(4000, dtype=torch.int64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
+    for norm, radius in (("linf", 0.2), ("l2", 0.4)):
+        adv = PGD(radius, norm=norm, step=0.0, steps=1)(model, x, y, batch_size=4000)
+        # A uniform point of a ball in 3 dimensions is farther than r·radius with chance 1 − r³.
+        part = (sizes(adv, x, norm) / radius) ** 3
+        quantiles = torch.quantile(part, torch.tensor([0.1, 0.5, 0.9]))
+        assert torch.allclose(quantiles, torch.tensor([0.1, 0.5, 0.9]), atol=0.03)
+        assert (adv - x).mean(0).abs().max() < 0.02 * radius * 2
+
+
+@quick
+@given(attacks)
+def test_an_attack_is_deterministic_whatever_the_state_of_the_generator(attack):
+    model, (x, y) = net(), batch()
+    torch.manual_seed(1)
+    first = attack(model, x, y)
+    torch.manual_seed(2)
+    assert torch.equal(attack(model, x, y), first)
+
+
+@quick
+@given(st.sampled_from(["linf", "l2"]), st.floats(1e-3, 0.05), st.integers(0, 20))
+def test_small_steps_raise_the_loss_of_every_image(norm, eps, seed):
+    model, (x, y) = net(seed).eval(), batch(seed=seed)
+    adv = BIM(eps, norm=norm, steps=10)(model, x, y)
+    with torch.no_grad():
+        before = F.cross_entropy(model(x), y, reduction="none")
+        after = F.cross_entropy(model(adv), y, reduction="none")
+    assert (after > before).all()
+
+
+def test_no_radius_returns_the_images():
+    model, (x, y) = net(), batch()
+    for norm in ("linf", "l2"):
+        for attack in (BIM(0, norm=norm), PGD(0, norm=norm), BIM(0.0, norm=norm, step=0.1)):
+            assert torch.equal(attack(model, x, y), x)
+
+
+def test_no_images_give_no_images():
+    x, y = batch(0)
+    for attack in (BIM(), PGD(norm="l2")):
+        assert attack(net(), x, y).shape == (0, *SHAPE)
+
+
+def test_the_result_is_detached_and_new_and_the_images_are_left_alone():
+    model, (x, y) = net(), batch()
+    kept = x.clone()
+    adv = BIM(steps=2)(model, x.requires_grad_(), y)
+    assert not adv.requires_grad and x.requires_grad and x.grad is None
+    assert torch.equal(x, kept) and adv.data_ptr() != x.data_ptr()
+    with torch.no_grad():
+        assert torch.equal(BIM(steps=2)(model, kept, y), adv)
+
+
+# -------------------------------------------------------------------------------------- surrogates
+
+
+class Calls(nn.Module):
+    """Appends its name to `log` at each forward pass."""
+
+    def __init__(self, name: int, log: list):
+        super().__init__()
+        self.name, self.log, self.inner = name, log, net(name)
+
+    def forward(self, x):
+        self.log.append((self.name, len(x), self.training))
+        return self.inner(x)
+
+
+def test_surrogates_take_turns_and_every_batch_starts_with_the_first():
+    log, (x, y) = [], batch(5)
+    BIM(steps=4)([Calls(i, log) for i in range(3)], x, y, batch_size=3)
+    assert log == [(i, n, False) for n in (3, 2) for i in (0, 1, 2, 0)]
+
+
+def test_several_surrogates_are_the_single_ones_in_turn():
+    models, (x, y) = [net(i) for i in range(2)], batch()
+    adv = x
+    for model in (*models, models[0]):
+        gradient = input_gradient(model.eval(), adv, y)
+        adv = (adv + 0.02 * gradient.sign()).clamp(x - 0.03, x + 0.03).clamp(0, 1)
+    got = IterativeAttack(0.03, step=0.02, steps=3)(tuple(models), x, y)
+    assert torch.allclose(got, adv, atol=1e-9)
+
+
+def trace(model):
+    """All that an attack could leave behind in `model` and in torch."""
+    tensors = [*model.parameters(), *model.buffers()]
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    hooks = [
+        len(getattr(m, name))
+        for m in model.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    ]
+    return {
+        "values": [t.detach().clone() for t in tensors],
+        "grads": grads,
+        "modes": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "identity": [id(t) for t in tensors],
+        "hooks": hooks,
+        "rng": torch.get_rng_state(),
+        "grad_enabled": torch.is_grad_enabled(),
+    }
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def marked(seed: int = 0):
+    """A surrogate of mixed modes, with frozen weights, gradients and a hook."""
+    model = net(seed, torch.float32).train()
+    model[0][1].eval()
+    model[0][0].bias.requires_grad_(False)
+    model[1][2].weight.grad = torch.ones_like(model[1][2].weight)
+    model[0].register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+class Breaks(nn.Module):
+    """Works for two passes, and then does what `how` says."""
+
+    def __init__(self, inner, how):
+        super().__init__()
+        self.inner, self.how, self.left = inner, how, 2
+
+    def forward(self, x):
+        self.left -= 1
+        return self.inner(x) if self.left >= 0 else self.how(self.inner(x))
+
+
+def raises(logits):
+    raise KeyboardInterrupt
+
+
+FATES = {
+    "finishes": (lambda logits: logits, None),
+    "overflows": (lambda logits: logits * math.inf, AttackError),
+    "is interrupted": (raises, KeyboardInterrupt),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("preset", [BIM, PGD])
+def test_the_surrogates_are_untouched_also_when_the_attack(fate, preset):
+    how, error = FATES[fate]
+    models = [marked(0), Breaks(marked(1), how)]
+    before, (x, y) = [trace(m) for m in models], batch(dtype=torch.float32)
+    if error is None:
+        preset(steps=7)(models, x, y)
+    else:
+        with pytest.raises(error):
+            preset(steps=7)(models, x, y)
+    for model, old in zip(models, before, strict=True):
+        new = trace(model)
+        assert [k for k in old if not same(old[k], new[k])] == []
+
+
+def test_frozen_models_ask_for_no_weight_gradients():
+    model = marked()
+    with frozen([model]):
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules())
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"eps": -0.1}, "eps is -0.1;"),
+        ({"eps": math.nan}, "eps is nan;"),
+        ({"eps": math.inf}, "eps is inf;"),
+        ({"eps": "4/255"}, "eps is '4/255';"),
+        ({"eps": True}, "eps is True;"),
+        ({"step": -1}, "step is -1;"),
+        ({"step": math.nan}, "step is nan;"),
+        ({"norm": "l1"}, "norm is 'l1';"),
+        ({"norm": 2}, "norm is 2;"),
+        ({"steps": 0}, "steps is 0;"),
+        ({"steps": True}, "steps is True;"),
+        ({"steps": 2.0}, "steps is 2.0;"),
+        ({"seed": -1}, "seed is -1;"),
+        ({"seed": 0.5}, "seed is 0.5;"),
+        ({"seed": 2**32}, "seed is 4294967296;"),
+    ],
+    ids=str,
+)
+def test_a_bad_setting_is_named_on_construction(options, named):
+    for preset in (IterativeAttack, BIM, PGD, FGSM):
+        with pytest.raises(AttackError) as error:
+            preset(**options)
+        assert named in str(error.value)
+
+
+def spoilt(value):
+    x, _ = batch(dtype=torch.float32)
+    x[1, 0, 2, 2] = value
+    return {"images": x}
+
+
+IMAGES, LABELS = batch(dtype=torch.float32)
+LABELS[0] = 0
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (spoilt(1.5), "1.5"),
+        (spoilt(-0.25), "-0.25"),
+        (spoilt(math.nan), "nan"),
+        (spoilt(math.inf), "inf"),
+        ({"images": (IMAGES * 255).to(torch.uint8)}, "torch.uint8"),
+        ({"images": IMAGES[0]}, "(2, 5, 5)"),
+        ({"labels": LABELS.clone().fill_(CLASSES)}, f"labels hold {CLASSES};"),
+        ({"labels": LABELS - 5}, "labels hold -5;"),
+        ({"labels": LABELS.int()}, "torch.int32"),
+        ({"labels": LABELS.float()}, "torch.float32"),
+        ({"labels": LABELS[:, None]}, f"({N}, 1)"),
+        ({"labels": LABELS[:-1]}, f"({N - 1},)"),
+        ({"surrogate": []}, "no surrogate"),
+        ({"surrogate": iter(())}, "no surrogate"),
+        ({"batch_size": 0}, "batch_size is 0;"),
+    ],
+    ids=[
+        *("too bright", "too dark", "NaN", "infinite", "bytes", "one image"),
+        *("no such class", "negative", "int32", "float labels", "a column", "too few"),
+        *("empty list", "empty iterator", "no batch"),
+    ],
+)
+def test_a_bad_argument_is_named_and_changes_nothing(change, named):
+    model = marked()
+    given = {"surrogate": model, "images": IMAGES, "labels": LABELS, **change}
+    before, images, labels = trace(model), given["images"].clone(), given["labels"].clone()
+    with pytest.raises(AttackError) as error:
+        PGD(steps=2)(**given)
+    assert named in str(error.value)
+    after = trace(model)
+    assert [k for k in before if not same(before[k], after[k])] == []
+    assert torch.equal(given["images"].nan_to_num(), images.nan_to_num())
+    assert torch.equal(given["labels"], labels)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error():
+    model, (x, y) = net(), batch()
+    model[0][0].weight.data.fill_(math.nan)
+    with pytest.raises(AttackError, match="gradient is not finite"):
+        BIM(steps=1)(model, x, y)

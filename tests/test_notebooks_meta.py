@@ -1,0 +1,160 @@
+"""What every committed notebook must be, beyond what nbval checks.
+
+nbval passes a stripped notebook without a word, and knows nothing of how GitHub or papermill read
+one; these tests do.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+CHECKED = "nbval-check-output"
+MAX_BYTES = 1_000_000  # above it GitHub gives up
+MAX_LINES, MAX_CELL_LINES = 120, 12
+MACHINE_PATH = re.compile(r"(?<![\w.}*])/(?:work|home|root|opt|Users|content|tmp|var)/|[A-Z]:\\\\")
+LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@cache
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read(path).cells if cell.cell_type == kind]
+
+
+def tags(cell: nbformat.NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", ()))
+
+
+def outputs(path: Path) -> list[nbformat.NotebookNode]:
+    return [output for cell in cells(path, "code") for output in cell.outputs]
+
+
+def prose(path: Path) -> str:
+    """All Markdown, without its code blocks, in which a # is no heading."""
+    text = "\n\n".join(cell.source for cell in cells(path, "markdown"))
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def code_lines(source: str) -> int:
+    lines = [line.strip() for line in source.splitlines()]
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def test_there_are_notebooks_and_they_are_numbered():
+    assert NOTEBOOKS, "notebooks/ is empty, so every other test here passes without testing"
+    for path in NOTEBOOKS:
+        assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem), f"{path.name}: name it NN_snake_case"
+
+
+@each_notebook
+def test_format(path):
+    content = read(path)
+    nbformat.validate(content)
+    assert (content.nbformat, content.nbformat_minor) >= (4, 5)
+    ids = [cell.id for cell in content.cells]
+    assert len(set(ids)) == len(ids)
+    assert content.metadata.kernelspec == KERNELSPEC
+    assert "widgets" not in content.metadata, "GitHub renders no notebook with widget state"
+    assert "papermill" not in content.metadata
+    assert path.stat().st_size < MAX_BYTES
+
+
+@each_notebook
+def test_parameters(path):
+    tagged = [cell for cell in read(path).cells if "parameters" in tags(cell)]
+    assert len(tagged) == 1, "one cell has the tag 'parameters'"
+    assigned = {
+        node.targets[0].id if isinstance(node, ast.Assign) else node.target.id: node.value
+        for node in ast.parse(tagged[0].source).body
+    }
+    assert set(PARAMETERS) <= set(assigned)
+    values = {name: ast.literal_eval(value) for name, value in assigned.items()}
+    assert values["mode"] == "replay", "what is committed must run anywhere, in seconds"
+    assert not any("injected-parameters" in tags(cell) for cell in read(path).cells)
+
+
+@each_notebook
+def test_was_run_in_order_and_without_complaint(path):
+    counts = [cell.execution_count for cell in cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
+    for output in outputs(path):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", f"it complains: {output.text}"
+
+
+@each_notebook
+def test_names_no_machine(path):
+    match = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+    assert match is None, f"it names a path of one machine: {match.group()}"
+
+
+@each_notebook
+def test_has_outputs_that_nbval_checks(path):
+    checked = [cell for cell in cells(path, "code") if CHECKED in tags(cell)]
+    assert checked, f"no cell has the tag {CHECKED!r}, so nbval compares nothing"
+    for cell in checked:
+        assert cell.outputs, f"nothing to compare in the cell {cell.source!r}"
+
+
+@each_notebook
+def test_is_short(path):
+    lengths = {cell.source: code_lines(cell.source) for cell in cells(path, "code")}
+    assert sum(lengths.values()) <= MAX_LINES
+    for source, length in lengths.items():
+        assert length <= MAX_CELL_LINES, f"{length} lines in a cell: {source[:200]}"
+        assert not re.search(r"^\s*class\s", source, re.MULTILINE), "classes belong in rfnlib"
+
+
+@each_notebook
+def test_has_one_title(path):
+    titles = re.findall(r"^# .+$", prose(path), re.MULTILINE)
+    assert len(titles) == 1, f"titles: {titles}"
+
+
+@each_notebook
+def test_images_have_alternative_text(path):
+    for output in outputs(path):
+        for kind in output.get("data", {}):
+            if kind.startswith("image/"):
+                assert output.metadata.get(kind, {}).get("alt"), f"an {kind} without alt text"
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    for target in LINK.findall(prose(path)):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (path.parent / target.split("#")[0]).exists(), f"{target} is not there"
+
+
+def test_each_claim_is_judged_in_one_notebook():
+    judged = defaultdict(list)
+    for path in NOTEBOOKS:
+        printed = "".join(o.text for o in outputs(path) if o.get("name") == "stdout")
+        for claim in {line.split(":")[0] for line in VERDICT.findall(printed)}:
+            judged[claim].append(path.name)
+    assert judged, "no notebook prints a verdict, such as 'C2: holds'"
+    for claim, where in judged.items():
+        assert len(where) == 1, f"{claim} is judged in {' and '.join(where)}"
+
+
+def test_verdicts_are_checked_by_nbval():
+    for path in NOTEBOOKS:
+        for cell in cells(path, "code"):
+            printed = "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
+            if VERDICT.search(printed):
+                assert CHECKED in tags(cell), f"{path.name}: a verdict that nothing checks"

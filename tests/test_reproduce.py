@@ -1,0 +1,159 @@
+"""The strict runner: order, refusals, and what counts as having run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rfnlib import paths
+from rfnlib.reproduce import KERNELSPEC, check_parameters, find_notebooks, refresh, reproduce
+
+PARAMETERS = 'mode = "replay"  # replay | run\nscale = "laptop"\nseeds = [0, 1]\ndevice = "auto"'
+
+
+def write(folder: Path, name: str, *sources: str, parameters: str = PARAMETERS) -> Path:
+    """A notebook of a heading, a parameters cell and one code cell for each source."""
+    v4 = nbformat.v4
+    cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells += [v4.new_code_cell(source) for source in sources]
+    path = folder / name
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC}), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty notebooks folder, in a checkout that is empty too."""
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path / "notebooks"
+
+
+def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
+    """One run of all that can happen to a notebook; each costs the start of a kernel."""
+    write(folder, "10_last.ipynb", "print('C9: inconclusive')", "pass")
+    write(folder, "02_fails.ipynb", "print('C2: holds')", "x = 1\n1 / 0", "print('C3: holds')")
+    write(folder, "03_exits.ipynb", "import sys\nsys.exit(0)", "print('C4: holds')")
+    write(folder, "04_hangs.ipynb", "import time", "time.sleep(60)")
+    write(
+        folder,
+        "01_reports.ipynb",
+        "import os, pathlib\n"
+        "assert (mode, scale, seeds, device) == ('run', 'smoke', [3], 'cpu')\n"
+        "folders = {pathlib.Path(os.environ[f'RFN_{n}']).parent for n in ('FIGURES', 'RECORDS')}\n"
+        "assert folders == {pathlib.Path('../build/smoke').resolve()}\n"
+        "x = bytearray(300 * 2**20)",
+        "print('C1: holds')\nprint('C1b: does not hold, by far\\nC: no verdict')",
+    )
+    stale = tmp_path / "build" / "smoke" / "records" / "old.json"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+
+    assert reproduce("smoke", seeds=[3], device="cpu", timeout=3) == 1
+
+    said = capsys.readouterr().out
+    progress, table = said.split("\n\n")[:2]
+    starts = [line.split(" ...")[0] for line in progress.splitlines()]
+    names = ["01_reports", "02_fails", "03_exits", "04_hangs", "10_last"]
+    assert starts == [f"[{n}/5] {name}" for n, name in enumerate(names, 1)]
+    assert "FAILED at cell 4 of 5: ZeroDivisionError: division by zero" in progress
+    assert "FAILED at cell 3 of 4: SystemExit: 0" in progress
+    assert "FAILED at cell 4 of 4: CellTimeoutError: A cell timed out" in progress
+    rows = [line.split(maxsplit=4) for line in table.splitlines()]
+    assert [row[0] for row in rows] == ["notebook", *names[:1], "C1b:", *names[1:]]
+    assert [row[1] for row in rows if row[0] in names] == ["ok", "failed", "failed", "failed", "ok"]
+    assert rows[1][4] == "C1: holds" and rows[3][4] == "C2: holds"
+    assert float(rows[1][3]) > float(rows[-1][3]) + 250  # peak memory is of one notebook alone
+    assert "C1b: does not hold, by far" in table and "no verdict" not in table
+    assert "2 of 5 notebooks ran to their end" in said
+    assert not stale.exists(), "smoke must start from nothing"
+    executed = {path.stem for path in (tmp_path / "build" / "smoke").glob("*.ipynb")}
+    assert executed == set(names)
+
+
+def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_path, capsys):
+    source = "import os\nassert 'RFN_RECORDS' not in os.environ and seeds == [0, 1, 2]"
+    write(folder, "01_one.ipynb", source)
+    write(folder, "02_two.ipynb", "1 / 0")
+    assert reproduce("laptop", only="01", out=tmp_path / "elsewhere") == 0
+    assert (tmp_path / "elsewhere" / "01_one.ipynb").exists()
+    assert "1 of 1 notebooks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"scale": "smoke", "seeds": 0}, "seeds is 0 (int); 01_one.ipynb takes list of int"),
+        ({"scale": "smoke", "seeds": "01"}, "seeds is '01' (str)"),
+        ({"scale": "smoke", "seeds": []}, "list of nothing"),
+        ({"scale": "smoke", "seeds": [True]}, "list of bool"),
+        ({"scale": "smoke", "seeds": [0.5]}, "list of float"),
+        ({"scale": "smoke", "device": 0}, "device is 0 (int)"),
+        ({"scale": 3}, "scale is 3 (int)"),
+        ({"scale": "smok"}, "scale is 'smok'"),
+        ({"scale": "smoke", "mode": "rerun"}, "mode is 'rerun'; it can be 'replay' or 'run'"),
+        ({"scale": "smoke", "only": "07"}, "No notebook begins with '07'; there are 01_one"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_runs(folder, tmp_path, given, sentence):
+    write(folder, "01_one.ipynb", "pass")
+    with pytest.raises(ValueError) as refusal:
+        reproduce(**given)
+    assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        (PARAMETERS.replace("seeds", "sedes"), "has no parameter 'seeds'"),
+        (PARAMETERS.replace("[0, 1]", "list(range(2))"), "must be a literal"),
+        ("", "defines nothing, and must define mode, scale, seeds, device"),
+    ],
+)
+def test_a_notebook_with_other_parameters_stops_the_run(folder, tmp_path, parameters, sentence):
+    write(folder, "01_fine.ipynb", "pass")
+    write(folder, "02_misspelt.ipynb", "pass", parameters=parameters)
+    with pytest.raises(ValueError, match="02_misspelt.ipynb") as refusal:
+        reproduce("smoke")
+    assert sentence in str(refusal.value)
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_parameter_that_no_notebook_has_is_refused(folder):
+    path = write(folder, "01_one.ipynb", "pass")
+    assert check_parameters(path, {"mode": "run"})["seeds"] == [0, 1]
+    with pytest.raises(ValueError, match="no parameter 'sede'"):
+        check_parameters(path, {"sede": [0]})
+
+
+def test_notebooks_are_found_in_numeric_order_or_refused(folder):
+    with pytest.raises(ValueError, match="no notebook"):
+        find_notebooks()
+    for name in ("10_c.ipynb", "9_b.ipynb", "00_a.ipynb"):
+        write(folder, name)
+    assert [p.stem for p in find_notebooks()] == ["00_a", "9_b", "10_c"]
+    assert [p.stem for p in find_notebooks(["10", "00_"])] == ["00_a", "10_c"]
+    write(folder, "Untitled.ipynb")
+    with pytest.raises(ValueError, match="Untitled.ipynb has no number"):
+        find_notebooks()
+
+
+def test_refresh_rewrites_in_place_or_not_at_all(folder):
+    source = "import os\nprint(mode, os.environ['RFN_QUIET'])"
+    path = write(folder, "01_one.ipynb", source)
+    refresh()
+    content = nbformat.read(path, as_version=4)
+    assert content.cells[-1].outputs[0].text == "replay 1\n"
+    assert [c.execution_count for c in content.cells if c.cell_type == "code"] == [1, 2]
+    assert content.metadata == {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    assert all("execution" not in cell.metadata for cell in content.cells)
+
+    write(folder, "01_one.ipynb", source, parameters=PARAMETERS.replace("replay", "run", 1))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="mode = 'run'"):
+        refresh()
+    assert path.read_bytes() == before

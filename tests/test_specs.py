@@ -1,0 +1,318 @@
+"""Specs: keys that mean what they say, and schedules against PyTorch's."""
+
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+
+from rfnlib.specs import Cosine, Cyclic, OneCycle, SpecError, Step, TrainSpec, canonical, key, parse
+
+quick = settings(max_examples=80, deadline=None)
+SCHEDULES = (Step, Cosine, OneCycle, Cyclic)
+
+
+def spec(schedule=None, **changes) -> TrainSpec:
+    values = {"data": "digits", "arch": "resnet18", "schedule": schedule or Step(), "epochs": 24}
+    return TrainSpec(**{**values, **changes})
+
+
+def rates(schedule, epochs: int, times) -> list[float]:
+    return [schedule.at(t, epochs) for t in times]
+
+
+def torch_rates(make, lr: float, n: int) -> list[float]:
+    """The learning rate before each of `n` steps of the scheduler that `make` makes."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    scheduler = make(optimizer)
+    seen = []
+    for _ in range(n):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+number = st.floats(1e-4, 10, allow_nan=False)
+fraction = st.floats(0.01, 0.99)
+milestones = st.lists(st.one_of(st.integers(1, 30), st.floats(0.25, 30)), max_size=3).map(tuple)
+some_schedule = st.one_of(
+    st.builds(Step, number, milestones, fraction, number),
+    st.builds(lambda lr, f, w: Cosine(lr, lr * f, w), number, fraction, number),
+    st.builds(OneCycle, number, fraction, st.floats(1, 100)),
+    st.builds(lambda lr, p, f: Cyclic(lr, p, lr * f), number, number, fraction),
+)
+some_spec = st.builds(
+    TrainSpec,
+    data=st.sampled_from(["digits", "cifar10"]),
+    arch=st.sampled_from(["resnet18", "vgg11"]),
+    schedule=some_schedule,
+    epochs=st.integers(1, 300),
+    n_train=st.none() | st.integers(1, 50_000),
+    width=st.none() | st.integers(1, 64),
+    batch=st.integers(1, 512),
+    momentum=fraction,
+    weight_decay=st.floats(0, 0.1),
+    nesterov=st.booleans(),
+    label_smoothing=st.floats(0, 0.9),
+    augment=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+
+# -------------------------------------------------------------------------------------------- keys
+
+
+def test_these_two_keys_never_change():
+    # Everything computed so far is filed under such keys: to change one is to lose it all.
+    assert spec(epochs=3).key() == "3023a9b0fdc99468"
+    laptop = TrainSpec(
+        "cifar10", "resnet18", Step(0.05, (12, 18)), 24, n_train=12000, width=16, seed=2
+    )
+    assert laptop.key() == "c79158a56483cdc3"
+    assert laptop.history_key(12 * 93, 93) == "01deda04e90201fa"
+
+
+def test_equal_meanings_have_equal_keys():
+    assert key(2, [1.0, 3]) == key(2.0, (1, 3))
+    assert key({"b": 1, "a": 2}) == key({"a": 2.0, "b": 1.0})
+    same = [
+        Step(1, [18, 12], gamma=0.1, warmup=0),
+        Step(1.0, (12.0, 18.0)),
+        Step(lr=1, milestones=(12, 18), warmup=0.0),
+    ]
+    assert len({spec(s).key() for s in same}) == 1
+    assert spec(batch=128, seed=0, width=None, momentum=0.9).key() == spec().key()
+
+
+def test_different_values_have_different_keys():
+    parts = [2, 2.5, "2", True, None, [2], [[2]], {"2": 2}, "", [], Step(), Cosine(), {"is": "x"}]
+    assert len({key(p) for p in parts}) == len(parts)
+    assert key(1, 2) != key([1, 2]) != key(2, 1)
+
+
+OTHER = {
+    "data": "cifar10",
+    "arch": "vgg11",
+    "schedule": Cosine(),
+    "epochs": 25,
+    "n_train": 10,
+    "width": 8,
+    "batch": 64,
+    "momentum": 0.5,
+    "weight_decay": 0.0,
+    "nesterov": True,
+    "label_smoothing": 0.1,
+    "augment": False,
+    "seed": 1,
+}
+
+
+def test_every_field_of_a_training_spec_is_in_its_key():
+    assert set(OTHER) == {f.name for f in fields(TrainSpec)}  # a new field belongs in this test too
+    changed = [replace(spec(), **{name: value}) for name, value in OTHER.items()]
+    assert len({s.key() for s in [spec(), *changed]}) == len(OTHER) + 1
+    # Nothing but `epochs` of a step schedule (see below) is left out of the history.
+    later = {s.history_key(10, 10) for s in [spec(), *changed]}
+    assert len(later) == len(OTHER)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_every_field_of_a_schedule_is_in_the_key(kind):
+    changed = []
+    for field in fields(kind):
+        old = getattr(kind(), field.name)
+        new = (5,) if isinstance(old, tuple) else old * 0.5 if old else 0.01
+        changed.append(replace(kind(), **{field.name: new}))
+    keys = {spec(s).key() for s in [kind(), *changed]}
+    assert len(keys) == len(changed) + 1
+
+
+def test_schedules_of_different_classes_with_equal_fields_have_different_keys():
+    assert len({spec(kind(lr=0.3)).key() for kind in SCHEDULES}) == len(SCHEDULES)
+
+
+@quick
+@given(some_spec)
+def test_a_described_spec_is_json_that_parses_back_to_itself(one):
+    again = parse(json.loads(json.dumps(one.describe())))
+    assert again == one and again.key() == one.key()
+    assert set(one.describe()) == {f.name for f in fields(TrainSpec)}
+
+
+@quick
+@given(some_spec, some_spec)
+def test_specs_share_a_key_only_when_equal(a, b):
+    assert (a.key() == b.key()) == (a == b)
+    json.dumps(canonical(a), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"learning_rate": 1},
+        {"schedule": {"is": "Step", "lr": 0.1, "gama": 0.5}},
+        {"schedule": {"is": "Linear"}},
+        {"schedule": {"lr": 0.1}},
+        {"schedule": {"is": "Step", "lr": "fast"}},
+        {"schedule": None},
+        {"schedule": []},
+        {"epochs": 2.5},
+        {"batch": None},
+    ],
+    ids=str,
+)
+def test_a_description_with_a_wrong_field_does_not_parse(damage):
+    with pytest.raises(SpecError):
+        parse({**spec().describe(), **damage})
+
+
+def test_a_description_that_lacks_a_field_does_not_parse():
+    for name in ("data", "arch", "schedule", "epochs"):
+        plain = spec().describe()
+        del plain[name]
+        with pytest.raises(SpecError, match=name):
+            parse(plain)
+
+
+# ----------------------------------------------------------------------------------------- history
+
+
+def test_a_decayed_run_shares_its_history_with_a_constant_one_up_to_the_milestone():
+    per_epoch, m = 93, 12
+    constant, decayed = spec(Step(0.05)), spec(Step(0.05, (m, 18)), epochs=30)
+    for i, shared in [(1, True), (m * per_epoch, True), (m * per_epoch + 1, False)]:
+        equal = constant.history_key(i, per_epoch) == decayed.history_key(i, per_epoch)
+        assert equal == shared, i
+    once = spec(Step(0.05, (m,)))
+    assert once.history_key(18 * 93, 93) == decayed.history_key(18 * 93, 93)
+    assert once.history_key(18 * 93 + 1, 93) != decayed.history_key(18 * 93 + 1, 93)
+
+
+def test_histories_of_different_lengths_differ():
+    assert len({spec().history_key(i, 10) for i in range(1, 40)}) == 39
+
+
+def test_runs_whose_rates_depend_on_their_length_share_no_history():
+    for kind in (Cosine, OneCycle):
+        short, long = spec(kind(), epochs=20), spec(kind(), epochs=21)
+        assert short.history_key(1, 10) != long.history_key(1, 10)
+
+
+@settings(max_examples=300, deadline=None)
+@given(milestones, milestones, st.integers(1, 13), st.data())
+@example((0.3,), (), 10, None)
+def test_runs_that_share_a_history_had_the_same_rates(first, second, per_epoch, data):
+    i = 3 if data is None else data.draw(st.integers(1, 30 * per_epoch))
+    a, b = spec(Step(0.1, first), epochs=40), spec(Step(0.1, (*first[:1], *second)))
+    if a.history_key(i, per_epoch) == b.history_key(i, per_epoch):
+        for j in range(i):
+            assert a.schedule.at(j / per_epoch, 40) == b.schedule.at(j / per_epoch, 24)
+
+
+# --------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 93])
+def test_step_is_multistep_lr_step_for_step(per_epoch):
+    n = 20 * per_epoch
+    expected = torch_rates(
+        lambda o: lr_scheduler.MultiStepLR(o, [6 * per_epoch, 11 * per_epoch], 0.2), 0.3, n
+    )
+    got = rates(Step(0.3, (6, 11), 0.2), 20, (i / per_epoch for i in range(n)))
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_is_cosine_annealing_lr_at_whole_epochs():
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 30, eta_min=0.01), 0.3, 31)
+    assert rates(Cosine(0.3, 0.01), 30, range(31)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cyclic_is_cosine_annealing_with_warm_restarts():
+    expected = torch_rates(
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5 * 8, eta_min=0.02), 0.3, 17 * 8
+    )
+    times = (i / 8 for i in range(17 * 8))
+    assert rates(Cyclic(0.3, 5, 0.02), 17, times) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_cycle_is_one_cycle_lr_where_their_last_steps_are_aligned():
+    # PyTorch peaks at step pct_start·N − 1 and ends at step N − 1: give it N with that in mind.
+    peak, end = 30, 100
+    ours = rates(OneCycle(0.4, peak / end, 10), 1, (i / end for i in range(end + 1)))
+    theirs = torch_rates(
+        lambda o: lr_scheduler.OneCycleLR(
+            o,
+            0.4,
+            total_steps=end + 1,
+            pct_start=(peak + 1) / (end + 1),
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=10,
+            final_div_factor=1e12,
+        ),
+        0.4,
+        end,
+    )
+    assert ours[:end] == pytest.approx(theirs, rel=1e-9)
+    assert (ours[0], ours[peak], ours[end]) == pytest.approx((0.04, 0.4, 0.0))
+
+
+def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone():
+    for kind in (Step, Cosine):
+        got = rates(kind(0.5, warmup=2), 10, [0, 0.5, 1, 1.5])
+        plain = [0.5 * (t + 1e-3) / 2 for t in (0, 0.5, 1, 1.5)]
+        assert got == pytest.approx(plain)
+    times = [2, 3.5, 7]
+    assert rates(Step(0.5, (5,), warmup=2), 10, times) == rates(Step(0.5, (5,)), 10, times)
+    later = rates(Cosine(0.5, warmup=2), 10, times)
+    assert later == pytest.approx(rates(Cosine(0.5), 8, [t - 2 for t in times]))
+
+
+@quick
+@given(some_schedule, st.integers(1, 40), st.floats(0, 1))
+def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
+    rate = schedule.at(part * epochs, epochs)
+    assert 0 <= rate <= schedule.lr * (1 + 1e-12) and math.isfinite(rate)
+
+
+@pytest.mark.parametrize(
+    "make, named",
+    [
+        (lambda: Step(lr=0), "lr is 0;"),
+        (lambda: Cosine(lr=math.nan), "lr is nan;"),
+        (lambda: OneCycle(lr=math.inf), "lr is inf;"),
+        (lambda: Cyclic(lr=-0.1), "lr is -0.1;"),
+        (lambda: Step(gamma=1.5), "gamma is 1.5;"),
+        (lambda: Step(gamma=0), "gamma is 0;"),
+        (lambda: Step(milestones=(0, 3)), "milestones are (0, 3);"),
+        (lambda: Step(warmup=-1), "warmup is -1;"),
+        (lambda: Cosine(warmup=math.inf), "warmup is inf;"),
+        (lambda: Cosine(final=0.2), "final is 0.2;"),
+        (lambda: OneCycle(peak=1.0), "peak is 1.0;"),
+        (lambda: OneCycle(start=0.5), "start is 0.5;"),
+        (lambda: Cyclic(period=0), "period is 0;"),
+        (lambda: Cyclic(low=0.5), "low is 0.5;"),
+        (lambda: spec("cosine"), "schedule is 'cosine';"),
+        (lambda: spec(epochs=0), "epochs is 0;"),
+        (lambda: spec(epochs=2.0), "epochs is 2.0;"),
+        (lambda: spec(epochs=True), "epochs is True;"),
+        (lambda: spec(batch=-1), "batch is -1;"),
+        (lambda: spec(seed=-1), "seed is -1;"),
+        (lambda: spec(n_train=0), "n_train is 0;"),
+        (lambda: spec(width=1.5), "width is 1.5;"),
+        (lambda: spec(momentum=1.0), "momentum is 1.0;"),
+        (lambda: spec(weight_decay=-1e-4), "weight_decay is -0.0001;"),
+        (lambda: spec(weight_decay=math.inf), "weight_decay is inf;"),
+        (lambda: spec(label_smoothing=1), "label_smoothing is 1;"),
+        (lambda: spec(nesterov=True, momentum=0), "nesterov"),
+    ],
+)
+def test_a_bad_value_gives_one_sentence_that_names_it(make, named):
+    with pytest.raises(SpecError) as error:
+        make()
+    message = str(error.value)
+    assert named in message and message.endswith(".") and "\n" not in message
