@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("reproduce", _reproduce, "run the notebooks in order through papermill, strictly")
     measured(sub, "smoke")
-    sub.add_argument(
-        "--mode", default="run", help="run (compute what is missing) or replay (records only)"
-    )
+    sub.add_argument("--mode", default="run", help="run (compute what is missing) or replay (records only)")
     sub.add_argument("--only", action="append", help="a notebook's number or name; may be repeated")
     sub = add("run", _run, "compute and record what is missing, most useful first")
     measured(sub, "laptop")
@@ -61,18 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_duration,
         help="such as 9m, 1.5h or 90s; stops in time (default: no limit)",
     )
-    sub = add(
-        "status", _status, "list what is recorded, what is missing and about what it costs here"
-    )
+    sub = add("status", _status, "list what is recorded, what is missing and about what it costs here")
     measured(sub, "laptop")
     sub = add("data", _data, "fetch a data set, or verify the one that is there")
     sub.add_argument("name", help="cifar10")
     sub = add("bench", _bench, "print speed as ratios, and how memory and time grow")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
     sub = add("readme", _readme, "write the README's table of claims anew from the records")
-    sub.add_argument(
-        "--check", action="store_true", help="change nothing; fail if the table is out of date"
-    )
+    sub.add_argument("--check", action="store_true", help="change nothing; fail if the table is out of date")
     return parser
 
 
@@ -91,7 +85,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from rfnlib.lab import Lab
 
-    tick = _deadline(options.budget) if options.budget else lambda: None
+    tick = _deadline(options.budget) if options.budget is not None else lambda: None
     lab = Lab(options.scale, "run", options.seeds, options.device, tick=tick)
     done = 0
     for job in (jobs := lab.work()):
@@ -102,9 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             job.compute()
         except OutOfTime:
-            print(
-                f"Out of time: {done} of {len(jobs)} measurements are complete; the same command goes on from here."
-            )
+            print(f"Out of time: {done} of {len(jobs)} measurements are complete; the same command goes on from here.")
             return 0
         done += 1
     print(f"All {len(jobs)} measurements of {lab.scale.name} scale are recorded.")
@@ -122,14 +114,9 @@ def _status(options: argparse.Namespace) -> int:
         missing = len(job.missing())
         total += seconds
         cost = _minutes(seconds) if missing else ""
-        print(
-            f"{job.label:34s} {len(job.epochs) - missing:>4d} of {len(job.epochs):<3d} {missing:>8d} {cost:>9s}"
-        )
+        print(f"{job.label:34s} {len(job.epochs) - missing:>4d} of {len(job.epochs):<3d} {missing:>8d} {cost:>9s}")
     left = sum(bool(job.missing()) for job in jobs)
-    print(
-        f"{left} of {len(jobs)} measurements are incomplete"
-        + (f"; about {_minutes(total)} here." if left else ".")
-    )
+    print(f"{left} of {len(jobs)} measurements are incomplete" + (f"; about {_minutes(total)} here." if left else "."))
     return 0
 
 

@@ -57,9 +57,7 @@ class IterativeAttack:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            self.norm in NORMS, f"norm is {self.norm!r}; give one of {', '.join(map(repr, NORMS))}."
-        )
+        _require(self.norm in NORMS, f"norm is {self.norm!r}; give one of {', '.join(map(repr, NORMS))}.")
         for name in ("eps", "step"):
             v = getattr(self, name)
             number = isinstance(v, (int, float)) and not isinstance(v, bool)
@@ -177,14 +175,10 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         logits = model(x).float()
         if y.numel() and int(y.max()) >= logits.shape[1]:
-            raise AttackError(
-                f"labels hold {int(y.max())}; the surrogate has classes 0 to {logits.shape[1] - 1}."
-            )
+            raise AttackError(f"labels hold {int(y.max())}; the surrogate has classes 0 to {logits.shape[1] - 1}.")
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
     if not torch.isfinite(gradient).all():
-        raise AttackError(
-            "the surrogate's input gradient is not finite; its weights or its outputs overflow."
-        )
+        raise AttackError("the surrogate's input gradient is not finite; its weights or its outputs overflow.")
     return gradient
 
 
@@ -211,9 +205,7 @@ def _norms(batch: Tensor) -> Tensor:
 
 
 def _check_inputs(models: list[nn.Module], images: Tensor, labels: Tensor, batch_size: int) -> None:
-    _require(
-        bool(models), "no surrogate is given; give a module or a non-empty sequence of modules."
-    )
+    _require(bool(models), "no surrogate is given; give a module or a non-empty sequence of modules.")
     _require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1.")
     _require(
         images.dim() == 4 and images.is_floating_point(),

@@ -55,9 +55,7 @@ def throughput(device: str, say: Callable[[str], None]) -> dict[str, float]:
         loops: dict[str, Iterator] = {
             "train(spec)": run,
             f"bare, compiled {auto.precision}": _bare(spec, dataset, auto),
-            "eager fp32 DataLoader": _loader(
-                spec, dataset, execution.Execution(auto.device, channels_last=False)
-            ),
+            "eager fp32 DataLoader": _loader(spec, dataset, execution.Execution(auto.device, channels_last=False)),
         }
         if auto.precision != "bf16":
             slow = execution.Execution(auto.device, "bf16", auto.compile)
@@ -73,13 +71,9 @@ def throughput(device: str, say: Callable[[str], None]) -> dict[str, float]:
                 taken[name].append(time.perf_counter() - start)
         for loop in loops.values():
             loop.close()
-    speed = {
-        name: len(dataset.train_labels) / statistics.median(times) for name, times in taken.items()
-    }
+    speed = {name: len(dataset.train_labels) / statistics.median(times) for name, times in taken.items()}
     for name, rate in speed.items():
-        ratio = statistics.median(
-            t / own for t, own in zip(taken[name], taken["train(spec)"], strict=True)
-        )
+        ratio = statistics.median(t / own for t, own in zip(taken[name], taken["train(spec)"], strict=True))
         say(f"{name:32s} {rate:8.0f} images/s   train(spec) is {ratio:.2f} of it")
     return speed
 
@@ -143,9 +137,7 @@ def memory(device: str, say: Callable[[str], None]) -> dict[int, float]:
     spec = _spec(epochs=64, n_train=len(dataset.train_labels))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        run = training.train(
-            spec, dataset=dataset, cache=Path(folder), device=device, compile=False, progress=False
-        )
+        run = training.train(spec, dataset=dataset, cache=Path(folder), device=device, compile=False, progress=False)
         for snapshot in run:
             if snapshot.epoch in (16, 32, 64):
                 gc.collect()
@@ -180,13 +172,8 @@ def growth(device: str, say: Callable[[str], None]) -> dict[str, float]:
     found = {}
     for name, (task, n) in work.items():
         task(n)
-        found[name] = statistics.median(
-            _seconds(task, 2 * n, how) / _seconds(task, n, how) for _ in range(ROUNDS)
-        )
-    say(
-        "time for twice as many "
-        + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items())
-    )
+        found[name] = statistics.median(_seconds(task, 2 * n, how) / _seconds(task, n, how) for _ in range(ROUNDS))
+    say("time for twice as many " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()))
     return found
 
 
@@ -205,9 +192,7 @@ def _wait(device: str) -> None:
 def _spec(epochs: int, n_train: int) -> TrainSpec:
     arch, width = scales.LAPTOP.surrogates[0]
     batch = scales.LAPTOP.batch
-    return TrainSpec(
-        "cifar10", arch, Step(scales.LAPTOP.lr), epochs, n_train=n_train, width=width, batch=batch
-    )
+    return TrainSpec("cifar10", arch, Step(scales.LAPTOP.lr), epochs, n_train=n_train, width=width, batch=batch)
 
 
 def _sgd(model: torch.nn.Module, spec: TrainSpec, fused: bool = True) -> torch.optim.Optimizer:

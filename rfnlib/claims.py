@@ -45,11 +45,13 @@ CLAIMS = {
         Claim("C3", "At that time the sharpness of the loss drops", "no verified number"),
         Claim("C4", "RFN always improves over early stopping", "by up to 47 points (v1)"),
         Claim("C5", "Of seven minimizers SAM consistently beats early stopping", "by up to 28.8 points (v2)"),
-        Claim("C6", "Large flat neighbourhoods raise transferability, at a cost in natural accuracy", "no verified number"),
+        Claim(
+            "C6", "Large flat neighbourhoods raise transferability, at a cost in natural accuracy", "no verified number"
+        ),
         Claim("C7", "RFN rivals the best other ways to train a surrogate", "no verified number"),
         Claim("C8", "RFN adds to other transfer techniques", "no verified number"),
     )
-}  # fmt: skip
+}
 
 
 class ClaimChanged(AssertionError):
@@ -65,9 +67,7 @@ class Finding:
     guarded: Estimate  # at the level that allows for how many comparisons there are
 
 
-def judge_decay_peak(
-    series: dict[str, Series], decays: Iterable[int], after: float
-) -> list[Finding]:
+def judge_decay_peak(series: dict[str, Series], decays: Iterable[int], after: float) -> list[Finding]:
     """The comparisons behind C2, each at epochs fixed beforehand, on test images and test targets.
 
     For each run that decays once, at epoch d, with s(e) its success rate and c(e) that of the run

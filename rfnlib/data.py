@@ -85,9 +85,7 @@ class Dataset:
         rounds = np.stack([rng.permutation(m)[: most // self.n_classes] for m in members], axis=1)
         rounds = np.stack([rng.permutation(r) for r in rounds])
         index = torch.from_numpy(rounds.reshape(-1)[:n_train]).to(self.train_labels.device)
-        return replace(
-            self, train_images=self.train_images[index], train_labels=self.train_labels[index]
-        )
+        return replace(self, train_images=self.train_images[index], train_labels=self.train_labels[index])
 
 
 # ------------------------------------------------------------------------------------- images
@@ -159,9 +157,7 @@ def _dataset(name: str, train: tuple, test: tuple, **about: Any) -> Dataset:
     """A Dataset from two (uint8 images, labels) pairs of numpy arrays."""
     types = (np.uint8, np.int64) * 2
     arrays = [np.ascontiguousarray(a, t) for a, t in zip(train + test, types, strict=True)]
-    return Dataset(
-        name, *map(torch.from_numpy, arrays), checksum=_content_checksum(*train, *test), **about
-    )
+    return Dataset(name, *map(torch.from_numpy, arrays), checksum=_content_checksum(*train, *test), **about)
 
 
 def _digits() -> Dataset:
@@ -248,8 +244,7 @@ def _checked(path: Path, digest: str) -> bytes:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing: put the file back, or remove {path.parent} and run "
-            "`python -m rfnlib data cifar10`."
+            f"{path} is missing: put the file back, or remove {path.parent} and run `python -m rfnlib data cifar10`."
         ) from None
     if (found := digest_of(content, digest)) != digest:
         raise DataError(

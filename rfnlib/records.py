@@ -110,9 +110,7 @@ def read(path: Path) -> Record:
         rows, digest, stated = raw.pop("rows"), raw.pop("digest"), raw["key"]
         if digest != _digest(raw, rows):
             raise refuse("its contents were altered after it was written (the digest differs)")
-        record = Record(
-            raw["kind"], parse(raw["spec"]), raw["probe"], raw["per_epoch"], raw["provenance"], rows
-        )
+        record = Record(raw["kind"], parse(raw["spec"]), raw["probe"], raw["per_epoch"], raw["provenance"], rows)
     except (KeyError, SpecError) as error:
         raise refuse(f"it lacks or misstates a field ({error})") from error
     if stated != record.key or path.name != record.name:
@@ -139,9 +137,7 @@ def unpack(text: str, shape: tuple[int, ...]) -> np.ndarray:
     raw = np.frombuffer(base64.b64decode(text), np.uint8)
     count = int(np.prod(shape))
     if len(raw) != -(-count // 8):
-        raise ValueError(
-            f"{len(raw)} bytes hold {8 * len(raw)} bits, not the {count} of shape {shape}."
-        )
+        raise ValueError(f"{len(raw)} bytes hold {8 * len(raw)} bits, not the {count} of shape {shape}.")
     return np.unpackbits(raw, count=count).astype(bool).reshape(shape)
 
 

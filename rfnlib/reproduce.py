@@ -228,9 +228,7 @@ def _environment(scale: str, folder: Path, records: Path | str | None) -> dict[s
     return {**os.environ, **{name: str(path) for name, path in moved.items()}}
 
 
-def _execute(
-    notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]
-) -> Result:
+def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]) -> Result:
     """Run one notebook in a process of its own, and read what happened from what it wrote."""
     target, log = folder / notebook.name, folder / f"{notebook.stem}.log"
     target.unlink(missing_ok=True)  # an earlier run's must not be taken for this one's

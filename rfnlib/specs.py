@@ -32,11 +32,7 @@ def canonical(value: Any) -> Any:
     that a field added later leaves the keys of old specs alone (hence a default never changes).
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {
-            f.name: canonical(getattr(value, f.name))
-            for f in fields(value)
-            if not _default(f, value)
-        }
+        kept = {f.name: canonical(getattr(value, f.name)) for f in fields(value) if not _default(f, value)}
         return {"is": type(value).__name__, **kept}
     if isinstance(value, dict):
         return {str(k): canonical(v) for k, v in value.items()}
@@ -100,15 +96,11 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check(self)
-        require(
-            0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}]."
-        )
+        require(0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}].")
 
     def at(self, t: float, epochs: float) -> float:
         done = min(max(t - self.warmup, 0.0) / max(epochs - self.warmup, 1e-9), 1.0)
-        return (self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2) * _warm(
-            t, self.warmup
-        )
+        return (self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2) * _warm(t, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -136,7 +128,7 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Cyclic:
-    """Cycles of `period` epochs, each half a cosine from `lr` down to `low` (warm restarts, Loshchilov & Hutter 2017)."""
+    """Cycles of `period` epochs, each half a cosine from `lr` to `low` (SGDR, Loshchilov & Hutter 2017)."""
 
     lr: float = 0.1
     period: float = 10.0
@@ -192,9 +184,7 @@ class TrainSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}."
-        )
+        require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
         for name, low in (("epochs", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -250,11 +240,7 @@ def parse(plain: dict[str, Any]) -> TrainSpec:
     """
     try:
         kinds = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
-        schedule = {
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in plain["schedule"].items()
-            if k != "is"
-        }
+        schedule = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["schedule"].items() if k != "is"}
         return TrainSpec(**{**plain, "schedule": kinds[plain["schedule"]["is"]](**schedule)})
     except (AttributeError, KeyError, TypeError) as error:
         raise SpecError(f"not a training spec of this version: {error}.") from error

@@ -135,9 +135,7 @@ def train(
     per_epoch = steps_per_epoch(spec, dataset)
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
     kept = set(_iterations(keep, spec, per_epoch)) | {max(wanted, default=0)}
-    how = execution.resolve(
-        device, precision, compile, channels_last, work=spec.epochs * len(dataset.train_labels)
-    )
+    how = execution.resolve(device, precision, compile, channels_last, work=spec.epochs * len(dataset.train_labels))
     folder = cache or paths.cache_dir()
     return _run(spec, dataset, per_epoch, wanted, kept, how, folder, progress, tick)
 
@@ -207,9 +205,7 @@ def _run(
             optimizer.zero_grad(set_to_none=True)
             with how.autocast():
                 logits = forward(x)
-            loss = F.cross_entropy(
-                logits.float(), labels[chosen], label_smoothing=spec.label_smoothing
-            )
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=spec.label_smoothing)
             loss.backward()
             optimizer.step()
 
@@ -301,12 +297,8 @@ def _state(
     return save(_plain(tensors), _meta(spec, iteration, how))
 
 
-def _restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     weights = list(model.parameters())
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -323,6 +315,4 @@ def _read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
-        raise DamagedSnapshot(
-            f"{path.name} is damaged ({error}); delete it, and it is trained again."
-        ) from error
+        raise DamagedSnapshot(f"{path.name} is damaged ({error}); delete it, and it is trained again.") from error

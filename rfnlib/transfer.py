@@ -50,7 +50,7 @@ class Hits:
     def __post_init__(self) -> None:
         for name in ("adv_wrong", "clean_wrong", "surrogate_wrong"):
             dtype = getattr(self, name).dtype
-            if dtype != bool:  # ~ means another thing for integers
+            if dtype != np.bool_:  # ~ means another thing for integers
                 raise ValueError(f"{name} is of dtype {dtype}; give bool.")
         s, n, t = self.adv_wrong.shape
         if self.clean_wrong.shape != (n, t) or self.surrogate_wrong.shape != (s, n):
@@ -75,9 +75,7 @@ class Hits:
             return np.broadcast_to(every, shape)
         if denominator == "surrogate-correct":
             return np.broadcast_to(every & ~self.surrogate_wrong[:, :, None], shape)
-        raise ValueError(
-            f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}."
-        )
+        raise ValueError(f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}.")
 
 
 @dataclass(frozen=True)
@@ -106,15 +104,11 @@ class Influence:
     def __sub__(self, other: Influence) -> Influence:
         """The paired difference: same seeds, same images."""
         if self.z.shape != other.z.shape:
-            raise ValueError(
-                f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}."
-            )
+            raise ValueError(f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}.")
         return Influence(self.value - other.value, self.z - other.z, min(self.images, other.images))
 
 
-def influence(
-    hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None
-) -> Influence:
+def influence(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Influence:
     """Success rate, the mean over `targets` (None: all) of each target's rate, with its influence.
 
     Raises:
@@ -127,9 +121,7 @@ def influence(
         raise ValueError(f"targets is {targets!r}; choose at least one.")
     share = m.mean((0, 1))
     if not (share > 0).all():
-        raise ValueError(
-            f"no image counts under {denominator!r}; use more images, or the denominator 'all'."
-        )
+        raise ValueError(f"no image counts under {denominator!r}; use more images, or the denominator 'all'.")
     rate = (m * y).mean((0, 1)) / share
     z = (m * (y - rate) / share).mean(2)
     return Influence(float(rate.mean()), z, int(m.any((0, 2)).sum()))
@@ -175,8 +167,6 @@ def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
     return Estimate(rate.value, rate.value - half, rate.value + half, s, rate.images)
 
 
-def success(
-    hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None
-) -> Estimate:
+def success(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Estimate:
     """The success rate with its 95 % interval: `interval(influence(...))`."""
     return interval(influence(hits, denominator, targets))

@@ -104,9 +104,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def kill_often(
-    kills: int, seed: int, folder: Path, epochs: int = 30, say: Callable[[str], object] = print
-) -> bool:
+def kill_often(kills: int, seed: int, folder: Path, epochs: int = 30, say: Callable[[str], object] = print) -> bool:
     """Kill runs `kills` times and finish them: whether they end with the bits of a quiet one."""
     moments = random.Random(seed)
     done, rounds, same = 0, 0, True

@@ -61,7 +61,9 @@ def test_emulated_bf16_on_a_gpu_does_not_count(machine, monkeypatch):
     machine(cuda=True)
     emulated = {True: True, False: False}
     monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: emulated[including_emulation]
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: emulated[including_emulation],
     )
     assert resolve().precision == "fp32"
 

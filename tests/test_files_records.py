@@ -128,7 +128,11 @@ def test_every_schedule_comes_back(schedule, tmp_path):
 def test_rows_are_kept_in_the_order_of_iterations(tmp_path):
     record = example()
     assert [r["iteration"] for r in record.rows] == [4, 8, 12]
-    assert [r["iteration"] for r in records.read(records.write(record, tmp_path)).rows] == [4, 8, 12]
+    assert [r["iteration"] for r in records.read(records.write(record, tmp_path)).rows] == [
+        4,
+        8,
+        12,
+    ]
     assert record.row(8)["epoch"] == 2.0 and record.row(9) is None
 
 
@@ -143,7 +147,11 @@ def test_a_row_says_who_made_it_and_each_maker_is_listed_once():
 
 def test_a_record_has_one_row_a_line(tmp_path):
     lines = records.write(example(), tmp_path).read_text().splitlines()
-    assert [json.loads(line.rstrip(","))["iteration"] for line in lines if "iteration" in line] == [4, 8, 12]
+    assert [json.loads(line.rstrip(","))["iteration"] for line in lines if "iteration" in line] == [
+        4,
+        8,
+        12,
+    ]
 
 
 def test_a_name_can_be_read_and_ends_with_the_key():
@@ -197,7 +205,10 @@ DAMAGES = {
         lambda c: json.dumps({**json.loads(c), "rows": json.loads(c)["rows"][1:]}).encode(),
         "altered",
     ),
-    "another version": (lambda c: edited(c, version=2), "version is 2, and this code reads version 1"),
+    "another version": (
+        lambda c: edited(c, version=2),
+        "version is 2, and this code reads version 1",
+    ),
     "no version": (lambda c: edited(c, version=None), "version is None"),
     "no rows": (lambda c: edited(c, rows=None), "lacks or misstates a field"),
     "no digest": (lambda c: edited(c, digest=None), "lacks or misstates a field"),

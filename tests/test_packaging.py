@@ -108,10 +108,7 @@ def test_torch_and_torchvision_are_a_pair():
 
     (torch,), (vision,) = locked()["torch"], locked()["torchvision"]
     assert release(version(vision)) == TORCHVISION_FOR[release(version(torch))]
-    bounds = [
-        {one.operator: one.version for one in declared()[name].specifier}
-        for name in ("torch", "torchvision")
-    ]
+    bounds = [{one.operator: one.version for one in declared()[name].specifier} for name in ("torch", "torchvision")]
     for operator in (">=", "<"):
         assert TORCHVISION_FOR[bounds[0][operator]] == bounds[1][operator]
 

@@ -292,7 +292,12 @@ def test_weights_are_taken_from_anothers_state_where_it_has_no_snapshot(tmp_path
 
 def test_runs_that_differ_share_nothing(tmp_path, steps):
     run(CONSTANT, tmp_path, keep=[1, 2, 3])
-    for changes in ({"seed": 1}, {"nesterov": True}, {"schedule": Step(0.04)}, {"weight_decay": 0.0}):
+    for changes in (
+        {"seed": 1},
+        {"nesterov": True},
+        {"schedule": Step(0.04)},
+        {"weight_decay": 0.0},
+    ):
         steps.clear()
         run(replace(CONSTANT, **changes), tmp_path, at=[1])
         assert len(steps) == 4, changes
@@ -424,9 +429,7 @@ def test_unknown_networks_data_and_devices_are_refused(tmp_path):
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("allowed", [0, 1, 2, 3])
-def test_a_full_disk_is_a_sentence_and_costs_nothing_that_was_finished(
-    call, allowed, tmp_path, monkeypatch
-):
+def test_a_full_disk_is_a_sentence_and_costs_nothing_that_was_finished(call, allowed, tmp_path, monkeypatch):
     quiet = run(SPEC, tmp_path / "quiet")
     original, calls = getattr(os, call), []
 
