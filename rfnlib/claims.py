@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rfnlib.lab import Lab, Series
-from rfnlib.transfer import Estimate, interval
+from rfnlib.transfer import DENOMINATORS, Estimate, interval
 
 VERDICTS = ("holds", "does not hold", "inconclusive")
 
@@ -125,6 +125,15 @@ def table(findings: list[Finding]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("comparison")
+
+
+def by_denominator(series: dict[str, Series], decays: Iterable[int], after: float) -> pd.DataFrame:
+    """Success `after` epochs past each decay under every denominator: how much the choice matters."""
+    rows = {}
+    for d in decays:
+        rates = {name: interval(series[f"decay at {d}"].at(d + after, name)) for name in DENOMINATORS}
+        rows[f"decay at {d}"] = {n: f"{r.value:.1%} ± {(r.high - r.low) / 2:.1%}" for n, r in rates.items()}
+    return pd.DataFrame(rows).T
 
 
 def announce(claim: str, lab: Lab, reached: str) -> str:

@@ -41,12 +41,12 @@ class Series:
     hits: list[transfer.Hits]
     accuracy: np.ndarray
 
-    def at(self, epoch: float) -> transfer.Influence:
-        """The success rate at `epoch` over the test images and test targets."""
+    def at(self, epoch: float, denominator: str = transfer.DEFAULT) -> transfer.Influence:
+        """The success rate at `epoch` over the test images and test targets, under `denominator`."""
         nearest = min(range(len(self.epochs)), key=lambda i: abs(self.epochs[i] - epoch))
         if abs(self.epochs[nearest] - epoch) > 0.02:
             raise LookupError(f"{self.name} was not probed at epoch {epoch:g}, only at {self.epochs}.")
-        return transfer.influence(self.hits[nearest])
+        return transfer.influence(self.hits[nearest], denominator)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Lab:
             states = [job.spec.history_key(round(e * per_epoch), per_epoch) for e in job.missing()]
             epochs = range(1, int(max(job.missing(), default=0)) + 1)
             trained = {job.spec.history_key(e * per_epoch, per_epoch) for e in epochs}
-            attacks = 0 if job.label.startswith("target") else attack * len(set(states) - seen)
+            attacks = 0 if job.record().kind == "clean" else attack * len(set(states) - seen)
             passes = len(trained - seen) * per_epoch * job.spec.batch + attacks
             seen |= trained | set(states)
             seconds.append(passes * pace(job.spec.arch, job.spec.width) if passes else 0.0)

@@ -88,7 +88,8 @@ class Scale:
         coarse = [float(e) for e in range(self.every, self.epochs + 1, self.every)]
         decays = getattr(schedule, "milestones", ())
         around = [m + d for m in decays for d in (0.0, *self.fine, self.judged_after)]
-        return sorted({*coarse, *around, float(self.epochs)})
+        judged = [m + d for m in self.decays for d in (0.0, self.judged_after)]  # runs are compared there
+        return sorted({*coarse, *around, *judged, float(self.epochs)})
 
 
 SMOKE = Scale(

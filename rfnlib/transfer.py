@@ -19,6 +19,7 @@ DENOMINATORS = {
     "surrogate-correct": "images that every target and the surrogate classify correctly",
     "all": "all images: a target's clean errors count as hits",
 }
+DEFAULT = "all-targets-correct"
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ class Hits:
                 f"with adv_wrong {self.adv_wrong.shape} they must be {(n, t)} and {(s, n)}."
             )
 
-    def counted(self, denominator: str = "all-targets-correct") -> np.ndarray:
+    def counted(self, denominator: str = DEFAULT) -> np.ndarray:
         """Which hits count, bool (S, N, T).
 
         Raises:
@@ -108,7 +109,7 @@ class Influence:
         return Influence(self.value - other.value, self.z - other.z, min(self.images, other.images))
 
 
-def influence(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Influence:
+def influence(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None = None) -> Influence:
     """Success rate, the mean over `targets` (None: all) of each target's rate, with its influence.
 
     Raises:
@@ -167,6 +168,6 @@ def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
     return Estimate(rate.value, rate.value - half, rate.value + half, s, rate.images)
 
 
-def success(hits: Hits, denominator: str = "all-targets-correct", targets: list[int] | None = None) -> Estimate:
+def success(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None = None) -> Estimate:
     """The success rate with its 95 % interval: `interval(influence(...))`."""
     return interval(influence(hits, denominator, targets))

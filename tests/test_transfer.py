@@ -27,11 +27,11 @@ each_denominator = pytest.mark.parametrize("denominator", DENOMINATORS)
 
 
 def random_hits(s: int, n: int, t: int, seed: int = 0) -> Hits:
-    """Hits of images and seeds that differ in how easy they are; clean errors are rarer."""
+    """Hits of images and seeds that differ in how easy they are; targets err more and more."""
     rng = np.random.default_rng(seed)
     ease = rng.normal(size=(s, 1, 1)) + 2 * rng.normal(size=(1, n, 1)) + rng.normal(size=(1, 1, t))
     adv = rng.random((s, n, t)) < 1 / (1 + np.exp(-ease))
-    return Hits(adv, rng.random((n, t)) < 0.1, rng.random((s, n)) < 0.2)
+    return Hits(adv, rng.random((n, t)) < np.linspace(0.02, 0.3, t), rng.random((s, n)) < 0.2)
 
 
 @st.composite
@@ -178,9 +178,7 @@ def test_an_interval_is_that_of_the_two_way_table(values, confidence):
     if (values == values[0, 0]).all():
         return  # see below: 0/0 in the textbook
     got = interval(table(values), confidence)
-    assert (got.low, got.high) == pytest.approx(
-        slow_interval(values.tolist(), confidence), abs=1e-9
-    )
+    assert (got.low, got.high) == pytest.approx(slow_interval(values.tolist(), confidence), abs=1e-9)
     assert (got.seeds, got.images) == values.shape
 
 
@@ -255,15 +253,13 @@ def test_seeds_widen_an_interval_that_images_alone_would_leave_narrow():
 def covered(draw, truth: float, repeats: int = 400) -> float:
     inside = 0
     for seed in range(repeats):
-        got = draw(np.random.default_rng(seed))
+        got = draw(np.random.default_rng([1, seed]))
         inside += got.low <= truth <= got.high
     return inside / repeats
 
 
 # (seed, image, rest): which source of variation leads.
-@pytest.mark.parametrize(
-    "sd", [(1, 1, 1), (0.3, 3, 1), (0.05, 1, 2), (0, 1, 1), (0, 0, 1)], ids=str
-)
+@pytest.mark.parametrize("sd", [(1, 1, 1), (0.3, 3, 1), (0.05, 1, 2), (0, 1, 1), (0, 0, 1)], ids=str)
 @pytest.mark.parametrize("s", [3, 5])
 def test_intervals_cover_the_mean_of_crossed_random_effects(s, sd):
     def draw(rng):

@@ -1,0 +1,91 @@
+"""Scales are data that must fit together; `paper` is run cut down, in pieces, on a machine that vanishes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rfnlib import data, models, records, scales
+from rfnlib.lab import Lab
+
+EVERY = list(scales.SCALES.values())
+
+
+@pytest.mark.parametrize("scale", EVERY, ids=lambda s: s.name)
+def test_a_scale_fits_together(scale):
+    networks = {arch for arch, _ in scale.surrogates} | {t.arch for t in scale.targets}
+    assert networks <= set(models.ARCHITECTURES)
+    assert len({t.arch for t in scale.targets}) == len(scale.targets), "every target is of its own architecture"
+    assert not {t.arch for t in scale.targets} & {scale.surrogates[0][0]}, "the surrogate is no target"
+    assert {t.role for t in scale.targets} == {"test", "validation"}
+    assert all(0 < d < scale.epochs for d in (*scale.decays, *scale.standard))
+    assert set(scale.standard) <= set(scale.decays), "the second decay starts from a state another run has kept"
+    for schedule in scale.schedules().values():
+        probed = scale.probed(schedule)
+        assert probed == sorted(set(probed)) and probed[-1] == scale.epochs
+        for m in (*scale.decays, *getattr(schedule, "milestones", ())):
+            assert {float(m), m + scale.judged_after} <= set(probed), "what a claim is judged at is measured"
+
+
+def test_the_paper_scale_is_the_published_setting():
+    paper = scales.get("paper")
+    spec = paper.surrogate(paper.schedules()["decay at 50 and 100"], 0)
+    assert (spec.epochs, spec.batch, spec.momentum, spec.weight_decay) == (150, 128, 0.9, 5e-4)
+    assert (spec.schedule.lr, spec.schedule.milestones, spec.n_train, spec.width) == (0.1, (50, 100), None, None)
+    assert [arch for arch, _ in paper.surrogates] == ["resnet18", "resnet50"]
+    assert sum(t.role == "test" for t in paper.targets) == 10
+    attack = paper.attack
+    assert (attack.radius, attack.step_size, attack.steps, attack.norm) == (4 / 255, 4 / 255 / 10, 50, "linf")
+    assert paper.test_images >= 2000 and paper.seeds == (0, 1, 2)
+
+
+class Vanished(Exception):
+    """The machine is gone, and its disk with it."""
+
+
+def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_records(tmp_path, monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (48 + 40, 3, 32, 32), generator=drawn, dtype=torch.uint8)
+    labels = torch.arange(88) % 10
+    made_up = data.Dataset(
+        "cifar10", images[:48], labels[:48], images[48:], labels[48:], (0.5,) * 3, (0.25,) * 3, "0" * 64,
+        tuple("0123456789"),
+    )  # fmt: skip
+    monkeypatch.setattr(data, "load", lambda name: made_up)
+    slim = {t: replace(t, width=2) for t in scales.PAPER.targets if t.arch in ("vgg13", "preresnet18", "vgg16")}
+    cut = replace(
+        scales.PAPER, surrogates=(("resnet18", 2), ("resnet50", 2)), targets=tuple(slim.values()), epochs=3,
+        decays=(1, 2), standard=(1, 2), cycle=1, target_epochs=1, batch=16, every=1, fine=(0.5,),
+        attack=replace(scales.PAPER.attack, steps=2), test_images=12, validation_images=4, accuracy_images=20, seeds=(0,),
+    )  # fmt: skip
+
+    def lab(place, **options):
+        return Lab(cut, "run", device="cpu", records_dir=tmp_path / place, **options)
+
+    def rows(place):
+        return {r.key: [{**row, "seconds": 0} for row in r.rows] for r in records.read_all(tmp_path / place / "paper")}
+
+    for job in lab("whole", cache_dir=tmp_path / "cache").work():
+        job.compute()
+
+    pieces = 0
+    while True:
+        pieces += 1
+        assert pieces < 40, "pieces must make progress"
+        left = iter(range(12))
+
+        def tick(left=left):
+            if next(left, None) is None:
+                raise Vanished
+
+        here = lab("pieces", cache_dir=tmp_path / f"disk of machine {pieces}", tick=tick)
+        try:
+            for job in here.work():
+                job.compute()
+            break
+        except Vanished:
+            continue
+    assert pieces > 2
+    assert rows("pieces") == rows("whole")
+    sizes = [p.stat().st_size for p in (tmp_path / "pieces" / "paper").iterdir()]
+    assert max(sizes) < 10_000
