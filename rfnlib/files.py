@@ -27,11 +27,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = len(content) / 1e6
             raise DiskFull(
-                error.errno,
-                f"No room on the disk for {path.name} ({size:.1f} MB); free some space and run the same "
-                "command again: what was finished is kept, and nothing was overwritten",
+                f"No room on the disk for {path.name} ({len(content) / 1e6:.1f} MB); free some space and run the same "
+                "command again: what was finished is kept, and nothing was overwritten."
             ) from error
         raise
     finally:

@@ -80,9 +80,7 @@ def test_options_of_a_preset_reach_the_attack():
 
 
 def test_the_description_tells_apart_what_gives_other_images():
-    told = [
-        a.describe() for a in (BIM(), BIM(0.1), BIM(step=0.1), BIM(steps=2), BIM(norm="l2"), PGD())
-    ]
+    told = [a.describe() for a in (BIM(), BIM(0.1), BIM(step=0.1), BIM(steps=2), BIM(norm="l2"), PGD())]
     told += [PGD(seed=1).describe()]
     assert all(a != b for i, a in enumerate(told) for b in told[:i])
     assert BIM(seed=1).describe() == BIM(eps=4 / 255, steps=50).describe()
@@ -194,8 +192,7 @@ def test_a_random_start_depends_on_seed_and_position_alone():
     model, (x, y) = net(), batch()
     for norm in ("linf", "l2"):
         starts = {
-            seed: PGD(0.1, norm=norm, step=0.0, steps=1, seed=seed)(model, x, y)
-            for seed in (0, 1, N, 2**31, 2**32 - 1)
+            seed: PGD(0.1, norm=norm, step=0.0, steps=1, seed=seed)(model, x, y) for seed in (0, 1, N, 2**31, 2**32 - 1)
         }
         assert all(not torch.equal(starts[0], s) for k, s in starts.items() if k)
         for size in (1, 4):

@@ -69,9 +69,7 @@ some_spec = st.builds(
 def test_these_two_keys_never_change():
     # Everything computed so far is filed under such keys: to change one is to lose it all.
     assert spec(epochs=3).key() == "3023a9b0fdc99468"
-    laptop = TrainSpec(
-        "cifar10", "resnet18", Step(0.05, (12, 18)), 24, n_train=12000, width=16, seed=2
-    )
+    laptop = TrainSpec("cifar10", "resnet18", Step(0.05, (12, 18)), 24, n_train=12000, width=16, seed=2)
     assert laptop.key() == "c79158a56483cdc3"
     assert laptop.history_key(12 * 93, 93) == "01deda04e90201fa"
 
@@ -219,9 +217,7 @@ def test_runs_that_share_a_history_had_the_same_rates(first, second, per_epoch, 
 @pytest.mark.parametrize("per_epoch", [1, 7, 93])
 def test_step_is_multistep_lr_step_for_step(per_epoch):
     n = 20 * per_epoch
-    expected = torch_rates(
-        lambda o: lr_scheduler.MultiStepLR(o, [6 * per_epoch, 11 * per_epoch], 0.2), 0.3, n
-    )
+    expected = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [6 * per_epoch, 11 * per_epoch], 0.2), 0.3, n)
     got = rates(Step(0.3, (6, 11), 0.2), 20, (i / per_epoch for i in range(n)))
     assert got == pytest.approx(expected, rel=1e-12)
 
@@ -232,9 +228,7 @@ def test_cosine_is_cosine_annealing_lr_at_whole_epochs():
 
 
 def test_cyclic_is_cosine_annealing_with_warm_restarts():
-    expected = torch_rates(
-        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5 * 8, eta_min=0.02), 0.3, 17 * 8
-    )
+    expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5 * 8, eta_min=0.02), 0.3, 17 * 8)
     times = (i / 8 for i in range(17 * 8))
     assert rates(Cyclic(0.3, 5, 0.02), 17, times) == pytest.approx(expected, rel=1e-9)
 
