@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rfnlib import data, execution, models, paths, records, scales, training, transfer
 from rfnlib.attacks import IterativeAttack
+from rfnlib.probes import Probes
 from rfnlib.progress import Progress
 from rfnlib.specs import TrainSpec
 
@@ -214,57 +214,24 @@ class Lab:
 
     def _transfer(self, spec: TrainSpec) -> records.Record:
         attack = self.scale.attack
-        probe = self._transfer_probe(attack)
-        return self._measure("transfer", spec, probe, self.scale.probed(spec.schedule), self._attacker(spec, attack))
+        return self._measure(
+            "transfer",
+            spec,
+            self._transfer_probe(attack),
+            self.scale.probed(spec.schedule),
+            lambda snapshot: self._probes.transfer(attack, self._target_models, snapshot),
+        )
 
     def _transfer_probe(self, attack: IterativeAttack) -> dict[str, Any]:
         targets = [self.scale.target(t).key() for t in self.targets()]
         return {"attack": attack.describe(), **self._clean_probe(), "targets": targets}
 
-    def _attacker(self, spec: TrainSpec, attack: IterativeAttack) -> Callable[[training.Snapshot], dict[str, Any]]:
-        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
-            images, labels = self._attacked
-            model, compiled, how = self._network(spec.arch, spec.width, attack.steps * len(labels))
-            snapshot.load_into(model)
-            with how.autocast():
-                adv = attack(compiled, images, labels, batch_size=_even(len(images), 256))
-            hits = torch.stack([transfer.predict(m, adv) != labels for m in self._target_models], 1)
-            pool, truth = self._accuracy_pool
-            return {
-                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
-                "adv_wrong": records.pack(hits.cpu().numpy()),
-                "surrogate_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
-                "whitebox": round(float((transfer.predict(model, adv) != labels).float().mean()), 4),
-                "l2": round(float((adv - images).flatten(1).norm(dim=1).mean()), 4),
-                "passes": attack.steps * len(labels),
-            }
-
-        return probe
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (a lab lives as long as its process)
-    def _network(self, arch: str, width: int | None, work: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
-        """One network an architecture, compiled once; snapshots are loaded into it."""
-        how = execution.resolve(self.device, work=work * 20)  # it serves a whole run
-        spec = TrainSpec(self.scale.data, arch, scales.Step(), 1, width=width)
-        model = how.place(training.network(spec, self._dataset)).requires_grad_(False).eval()
-        return model, how.compiled(model), how
-
     # --- targets -----------------------------------------------------------------------------------
 
     def _clean(self, target: scales.Target) -> records.Record:
         spec = self.scale.target(target)
-
-        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
-            model = self._load(snapshot)
-            images, labels = self._attacked
-            pool, truth = self._accuracy_pool
-            return {
-                "accuracy": round(float((transfer.predict(model, pool) == truth).float().mean()), 4),
-                "clean_wrong": records.pack((transfer.predict(model, images) != labels).cpu().numpy()),
-                "passes": 0,
-            }
-
-        return self._measure("clean", spec, self._clean_probe(), [float(spec.epochs)], probe)
+        last = [float(spec.epochs)]
+        return self._measure("clean", spec, self._clean_probe(), last, lambda snapshot: self._probes.clean(snapshot))
 
     def _clean_probe(self) -> dict[str, Any]:
         s = self.scale
@@ -286,36 +253,16 @@ class Lab:
             self._clean(t)
             spec = self.scale.target(t)
             (last,) = self._train(spec, [float(spec.epochs)])
-            models.append(self._load(last))
+            models.append(self._probes.load(last))
         return models
-
-    def _load(self, snapshot: training.Snapshot) -> nn.Module:
-        how = execution.resolve(self.device)
-        return how.place(snapshot.load_into(training.network(snapshot.spec, self._dataset))).requires_grad_(False)
-
-    # --- data --------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _dataset(self) -> data.Dataset:
         return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
 
     @functools.cached_property
-    def _pool(self) -> Tensor:
-        """A fixed order of the test images: attacked test images first, then validation ones."""
-        drawn = torch.Generator().manual_seed(training.stream(0, "images"))
-        return torch.randperm(len(self._dataset.test_labels), generator=drawn).to(self.device)
-
-    @functools.cached_property
-    def _attacked(self) -> tuple[Tensor, Tensor]:
-        return self._take(self.scale.test_images + self.scale.validation_images)
-
-    @functools.cached_property
-    def _accuracy_pool(self) -> tuple[Tensor, Tensor]:
-        return self._take(self.scale.accuracy_images)
-
-    def _take(self, n: int) -> tuple[Tensor, Tensor]:
-        chosen = self._pool[:n]
-        return data.to_float(self._dataset.test_images[chosen]), self._dataset.test_labels[chosen]
+    def _probes(self) -> Probes:
+        return Probes(self.scale, self._dataset, self.device)
 
     # --- the one loop ------------------------------------------------------------------------------
 
@@ -360,7 +307,7 @@ class Lab:
                     **measure(snapshot),
                 }
                 row["seconds"] = round(time.monotonic() - start, 2)
-                record.add(row, self._made())
+                record.add(row, records.made(self.device, self._dataset.checksum))
                 records.write(record, self.folder)
                 bar.advance(1, f"epoch {snapshot.epoch:.2f}, accuracy {row['accuracy']:.1%}")
                 self.tick()
@@ -390,17 +337,6 @@ class Lab:
             tick=self.tick,
         )
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019
-    def _made(self) -> dict[str, Any]:
-        """Who computed a row: code, machine, data; nothing that names a person or a host."""
-        how = execution.resolve(self.device, work=execution.WORTH_COMPILING)
-        return {
-            **how.describe(),
-            "code": _commit(),
-            "data": self._dataset.checksum[:16],
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        }
-
 
 def missing_epochs(record: records.Record, epochs: Iterable[float]) -> list[float]:
     """Those of `epochs` that `record` has no row for."""
@@ -409,19 +345,3 @@ def missing_epochs(record: records.Record, epochs: Iterable[float]) -> list[floa
 
 def _iteration(record: records.Record, epoch: float) -> int:
     return max(1, round(epoch * record.per_epoch))
-
-
-def _even(n: int, most: int) -> int:
-    """The size of equal batches of at most `most`: one shape, so one compiled graph."""
-    return -(-n // -(-n // most))
-
-
-def _commit() -> str:
-    """The checkout's commit, with "+" if it has changes; "unknown" outside one."""
-    try:
-        git = ["git", "-C", str(paths.root())]
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True)
-        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

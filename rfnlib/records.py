@@ -8,14 +8,18 @@ everything before anything is used: a damaged record is refused, never repaired 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
+import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rfnlib import execution, paths
 from rfnlib.files import write_atomic
 from rfnlib.specs import SpecError, TrainSpec, key, parse
 
@@ -121,6 +125,25 @@ def read(path: Path) -> Record:
 def read_all(folder: Path) -> list[Record]:
     """Every record in `folder`, in the order of names; BadRecord if one is not to be trusted."""
     return [read(p) for p in sorted(folder.glob("*.json"))]
+
+
+def made(device: str, checksum: str) -> dict[str, Any]:
+    """Who computes a row: machine, code, data and day; nothing that names a person or a host."""
+    how = execution.resolve(device, work=execution.WORTH_COMPILING)
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    return {**how.describe(), "code": _commit(), "data": checksum[:16], "date": today}
+
+
+@functools.cache
+def _commit() -> str:
+    """The checkout's commit, with "+" if the library has changes; "unknown" outside a checkout."""
+    try:
+        git = ["git", "-C", str(paths.root())]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "rfnlib"], capture_output=True, text=True, check=True)
+        return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def pack(bits: np.ndarray) -> str:

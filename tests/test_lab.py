@@ -349,8 +349,8 @@ def test_the_record_holds_validation_images_and_targets_too(computed):
 def test_the_attacked_images_are_disjoint_and_the_same_for_every_lab(computed):
     place, _ = computed
     lab, other = place.lab(), place.lab(scale=replace(TINY, seeds=(5,)))
-    assert torch.equal(lab._attacked[0], other._attacked[0])
-    assert len(set(lab._pool.tolist())) == 500
+    assert torch.equal(lab._probes.attacked[0], other._probes.attacked[0])
+    assert len(set(lab._probes.order.tolist())) == 500
 
 
 def test_a_series_answers_for_the_epochs_it_was_probed_at(computed):

@@ -26,7 +26,7 @@ FLOORS = (
     {"data", "fetch", "models"},
     {"minimizers", "attacks", "surrogates", "features", "sharpness"},
     {"training", "transfer"},
-    {"records", "scales", "lab"},
+    {"records", "scales", "probes", "lab"},
     {"claims", "plots"},
     {"reproduce", "bench", "readme", "__main__", "__init__"},
 )
