@@ -81,7 +81,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number in [0, 1] (or a difference of two) with its confidence interval, and what it rests on."""
+    """A rate, or a difference of rates, with its confidence interval (not clipped to [0, 1]) and what it rests on."""
 
     value: float
     low: float
@@ -130,8 +130,10 @@ def influence(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None 
 
 def average(rates: list[Influence]) -> Influence:
     """The mean of several rates (or differences) over the same seeds and images."""
-    value = sum(r.value for r in rates) / len(rates)
-    return Influence(value, sum(r.z for r in rates) / len(rates), min(r.images for r in rates))
+    if len({r.z.shape for r in rates}) != 1:
+        raise ValueError(f"an average needs rates of the same seeds and images, not {[r.z.shape for r in rates]}.")
+    value = float(np.mean([r.value for r in rates]))
+    return Influence(value, np.mean([r.z for r in rates], axis=0), min(r.images for r in rates))
 
 
 def interval(rate: Influence, confidence: float = 0.95) -> Estimate:

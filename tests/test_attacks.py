@@ -158,6 +158,7 @@ def test_an_image_without_gradient_stays_where_it_is():
 def test_the_input_gradient_of_an_image_is_its_own_and_not_divided_by_the_batch():
     model, (x, y) = net().eval(), batch()
     together = input_gradient(model, x, y)
+    assert all(p.grad is None for p in model.parameters())
     for i in range(N):
         alone = torch.autograd.functional.jacobian(
             lambda image, i=i: F.cross_entropy(model(image), y[i : i + 1]), x[i : i + 1]

@@ -56,7 +56,8 @@ def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_rec
     cut = replace(
         scales.PAPER, surrogates=(("resnet18", 2), ("resnet50", 2)), targets=tuple(slim.values()), epochs=3,
         decays=(1, 2), standard=(1, 2), cycle=1, target_epochs=1, batch=16, every=1, fine=(0.5,),
-        attack=replace(scales.PAPER.attack, steps=2), test_images=12, validation_images=4, accuracy_images=20, seeds=(0,),
+        attack=replace(scales.PAPER.attack, steps=2), test_images=12, validation_images=4, accuracy_images=20,
+        seeds=(0,),
     )  # fmt: skip
 
     def lab(place, **options):

@@ -94,10 +94,11 @@ def test_what_counts_is_what_the_loops_count(denominator, hits):
 @each_denominator
 @quick
 @given(some_hits(), st.booleans())
-def test_the_rate_is_that_of_the_loops_or_an_error_names_the_denominator(denominator, hits, first):
-    targets = [0] if first else range(hits.clean_wrong.shape[1])
+def test_the_rate_is_that_of_the_loops_or_an_error_names_the_denominator(denominator, hits, last):
+    t = hits.clean_wrong.shape[1]
+    targets = [t - 1] if last else range(t)
     expected = slow_rate(hits, denominator, targets)
-    chosen = [0] if first else None
+    chosen = [t - 1] if last else None
     if expected is None:
         with pytest.raises(ValueError, match=f"no image counts under '{denominator}'"):
             influence(hits, denominator, chosen)
@@ -125,8 +126,15 @@ def test_targets_left_out_still_choose_the_images_of_the_authors_rule():
     hits = random_hits(2, 60, 3)
     singles = [influence(hits, targets=[t]) for t in range(3)]
     assert len({r.images for r in singles}) == 1
-    assert average(singles).value == pytest.approx(influence(hits).value)
-    assert np.allclose(average(singles).z, influence(hits).z)
+
+
+@each_denominator
+def test_a_rate_over_targets_is_the_average_of_their_rates_with_its_influence(denominator):
+    hits = random_hits(2, 60, 3)
+    singles = average([influence(hits, denominator, [t]) for t in range(3)])
+    together = influence(hits, denominator)
+    assert singles.value == pytest.approx(together.value)
+    assert np.allclose(singles.z, together.z)
 
 
 def test_an_unknown_denominator_or_no_target_is_an_error_that_names_it():
@@ -345,3 +353,14 @@ def test_predict_restores_modes_also_when_the_model_raises():
     with pytest.raises(RuntimeError):
         predict(model, torch.rand(2, 3))
     assert [m.training for m in model.modules()] == [True, False, True, True]
+
+
+def test_the_average_of_rates_is_theirs_and_needs_the_same_seeds_and_images():
+    def rate(value, shape):
+        return Influence(value, np.full(shape, value), 10)
+
+    mean = average([rate(0.2, (2, 5)), rate(0.4, (2, 5))])
+    assert mean.value == pytest.approx(0.3) and np.allclose(mean.z, 0.3)
+    for rates in ([rate(0.2, (1, 5)), rate(0.4, (3, 5))], []):
+        with pytest.raises(ValueError, match="an average needs rates of the same seeds and images"):
+            average(rates)
