@@ -108,5 +108,5 @@ def can_compile(device: str) -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's kind, such as "x86_64 AVX512, 2 threads"."""
+    """The processor's kind, such as "x86_64 AVX512": enough to judge speed, too little to name a machine."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

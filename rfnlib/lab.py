@@ -93,8 +93,9 @@ class Lab:
         self.scale = scales.get(scale) if isinstance(scale, str) else scale
         self.mode = mode
         self.seeds = list(self.scale.seeds if seeds is None else seeds)
-        if not self.seeds or any(not isinstance(s, int) or s < 0 or s >= 1000 for s in self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; give one or more integers from 0 to 999.")
+        whole = all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 1000 for s in self.seeds)
+        if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; give one or more different integers from 0 to 999.")
         self.device = execution.resolve(device).device
         self.folder = (records_dir or paths.records_dir()) / self.scale.name
         self.cache = (cache_dir or paths.cache_dir()) / self.scale.name

@@ -425,9 +425,9 @@ def test_an_estimate_is_nothing_for_what_is_recorded_and_something_for_what_is_n
 # ----------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("seeds", [[], [-1], [1000], [0.5], ["0"], [0, None]])
+@pytest.mark.parametrize("seeds", [[], [-1], [1000], [0.5], ["0"], [0, None], [0, 0], [True]])
 def test_seeds_that_cannot_be_are_refused(seeds, tmp_path):
-    with pytest.raises(ValueError, match="give one or more integers from 0 to 999") as refused:
+    with pytest.raises(ValueError, match="give one or more different integers from 0 to 999") as refused:
         Place(tmp_path).lab(seeds=seeds)
     assert str(seeds) in str(refused.value)
 
