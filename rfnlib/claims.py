@@ -62,7 +62,8 @@ class ClaimChanged(AssertionError):
 class Finding:
     """One comparison behind a verdict: a paired difference of success rates that should be positive."""
 
-    what: str
+    run: str
+    against: str
     difference: Estimate  # at 95 %
     guarded: Estimate  # at the level that allows for how many comparisons there are
 
@@ -80,17 +81,12 @@ def judge_decay_peak(series: dict[str, Series], decays: Iterable[int], after: fl
         run = series[f"decay at {d}"]
         peak = run.at(d + after)
         pairs += [
-            (f"decay at {d}: {after:g} epoch after it, against just before it", peak - run.at(d)),
-            (
-                f"decay at {d}: {after:g} epoch after it, against no decay",
-                peak - constant.at(d + after),
-            ),
-            (
-                f"decay at {d}: {after:g} epoch after it, against the end",
-                peak - run.at(run.epochs[-1]),
-            ),
+            (run.name, "just before it", peak - run.at(d)),
+            (run.name, "no decay, same epoch", peak - constant.at(d + after)),
+            (run.name, "the end of the run", peak - run.at(run.epochs[-1])),
         ]
-    return [Finding(what, interval(d), interval(d, 1 - 0.05 / len(pairs))) for what, d in pairs]
+    level = 1 - 0.05 / len(pairs)
+    return [Finding(name, against, interval(d), interval(d, level)) for name, against, d in pairs]
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -116,15 +112,15 @@ def table(findings: list[Finding]) -> pd.DataFrame:
         d = f.difference
         sign = "positive" if d.low > 0 else "negative" if d.high < 0 else "open"
         shown = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-        rows.append(
-            {
-                "comparison": f.what,
-                "points": f"{100 * d.value:+.1f}",
-                "95 % interval": shown,
-                "sign": sign,
-            }
-        )
-    return pd.DataFrame(rows).set_index("comparison")
+        row = {
+            "run": f.run,
+            "against": f.against,
+            "points": f"{100 * d.value:+.1f}",
+            "95 % interval": shown,
+            "sign": sign,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["run", "against"])
 
 
 def by_denominator(series: dict[str, Series], decays: Iterable[int], after: float) -> pd.DataFrame:

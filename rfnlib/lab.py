@@ -131,12 +131,12 @@ class Lab:
 
     def source(self) -> str:
         """Where the numbers come from, in one line for the reader."""
-        made = {(m["torch"], m["device"], m["date"]) for r in self.records.values() for m in r.provenance}
-        dates = sorted(d for *_, d in made)
-        span = f"{dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else "".join(dates[:1])
-        devices = ", ".join(sorted({d for _, d, _ in made}))
-        what = "replayed from" if self.mode == "replay" else "computed into"
-        return f"{self.scale.name} scale, {what} {len(self.records)} records ({devices}, {span})"
+        made = [m for r in self.records.values() for m in r.provenance]
+        days = sorted({m["date"] for m in made})
+        on = (
+            f", computed on {', '.join(sorted({m['hardware'] for m in made}))}, {days[0]} to {days[-1]}" if made else ""
+        )
+        return f"{self.scale.name} scale, mode {self.mode}: {len(self.records)} records{on}"
 
     # --- what there is to do -----------------------------------------------------------------------
 

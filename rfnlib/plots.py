@@ -96,7 +96,7 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
             below.set_xlim(0, epochs)
             if column == 0:
                 axis.set_ylabel("success rate, %")
-                below.set_ylabel("rate")
+                below.set_ylabel("learning\nrate")
             below.set_xlabel("epoch")
         row, column = divmod(len(series), columns)
         aligned = figure.add_subplot(grid[2 * row : 2 * row + 2, column])

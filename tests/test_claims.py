@@ -68,7 +68,7 @@ def test_each_comparison_is_the_difference_it_names():
 def test_the_table_names_the_sign_of_each_interval():
     def finding(low, high):
         estimate = Estimate((low + high) / 2, low, high, 3, 100)
-        return Finding(f"{low}", estimate, estimate)
+        return Finding("a run", f"{low}", estimate, estimate)
 
     shown = table([finding(0.01, 0.03), finding(-0.02, 0.02), finding(-0.3, -0.1)])
     assert list(shown["sign"]) == ["positive", "open", "negative"]

@@ -407,8 +407,8 @@ def test_records_name_no_path_and_no_host(computed):
 def test_the_source_of_the_numbers_is_one_line(computed):
     place, _ = computed
     made = records.read(place.files()[0]).provenance[0]
-    assert place.lab("replay").source() == f"tiny scale, replayed from 15 records (cpu, {made['date']})"
-    assert "computed into 15 records" in place.lab("run").source()
+    said = f"15 records, computed on {made['hardware']}, {made['date']} to {made['date']}"
+    assert place.lab("replay").source() == f"tiny scale, mode replay: {said}"
 
 
 def test_an_estimate_is_nothing_for_what_is_recorded_and_something_for_what_is_not(place):
