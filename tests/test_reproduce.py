@@ -92,7 +92,7 @@ def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_p
         ({"scale": "smoke", "seeds": [True]}, "list of bool"),
         ({"scale": "smoke", "seeds": [0.5]}, "list of float"),
         ({"scale": "smoke", "device": 0}, "device is 0 (int)"),
-        ({"scale": 3}, "scale is 3 (int)"),
+        ({"scale": 3}, "scale is 3; give one of 'smoke', 'laptop', 'paper'."),
         ({"scale": "smok"}, "scale is 'smok'"),
         ({"scale": "smoke", "mode": "rerun"}, "mode is 'rerun'; it can be 'replay' or 'run'"),
         ({"scale": "smoke", "only": "07"}, "No notebook begins with '07'; there are 01_one"),
