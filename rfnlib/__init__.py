@@ -2,9 +2,10 @@
 
 import os
 
-# A thread of torch's OpenMP pool that waits for work spins by default, and keeps the core from
-# whatever else runs: beside one other busy process a training step took ten times as long on two
-# cores. Sleeping instead costs nothing measurable. It is read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A thread of torch's OpenMP pool (libgomp) that waits for work spins by default, for so long that it keeps
+# the core from whatever else runs: beside one other busy process a training step took several times as
+# long on two cores. Spinning for some microseconds only, then sleeping, is as fast when nothing else
+# runs, on small networks too. It is read when torch is first imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __version__ = "0.1.0"

@@ -41,6 +41,7 @@ CLAIMS = {
             "Transferability peaks when the learning rate decays, whichever epoch that is",
             "no verified number",
             "02_lr_decay_peak",
+            recorded=(("laptop", "inconclusive"),),
         ),
         Claim("C3", "At that time the sharpness of the loss drops", "no verified number"),
         Claim("C4", "RFN always improves over early stopping", "by up to 47 points (v1)"),
