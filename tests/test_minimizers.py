@@ -1,0 +1,777 @@
+"""Minimizers: equal to each other where theory says so, to closed forms, and to independent implementations."""
+
+import copy
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from rfnlib.minimizers import (
+    AGSAM,
+    ASAM,
+    GAM,
+    GSAM,
+    RFN,
+    SAM,
+    SWA,
+    WASAM,
+    LookSAM,
+    MinimizerError,
+    constant,
+    proportional_to_lr,
+    update_batchnorm,
+    warmup,
+)
+
+PERTURBING = {"SAM": SAM, "RFN": RFN, "ASAM": ASAM, "GSAM": GSAM, "AGSAM": AGSAM, "LookSAM": LookSAM, "GAM": GAM}
+PERTURBING["WASAM"] = WASAM
+METHODS = PERTURBING | {"SWA": SWA}
+HEAVY = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+BASES = {
+    "SGD": (SGD, HEAVY | {"nesterov": True}),
+    "fused SGD": (SGD, HEAVY | {"fused": True}),
+    "AdamW": (AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+every_perturbing = pytest.mark.parametrize("name", PERTURBING)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only lose by sharing their work among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def net(seed: int = 0, dtype: torch.dtype = torch.float64, batchnorm: bool = True) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        middle = nn.BatchNorm2d(3) if batchnorm else nn.Identity()
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3, bias=not batchnorm),
+            middle,
+            nn.Softplus(),
+            nn.Flatten(),
+            nn.Linear(48, 5),
+            nn.Tanh(),
+            nn.Linear(5, 4),
+        ).to(dtype)
+
+
+def batch(i: int = 0, n: int = 8, dtype: torch.dtype = torch.float64):
+    """The i-th batch."""
+    generator = torch.Generator().manual_seed(i)
+    x = torch.rand(n, 1, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(4, (n,), generator=generator)
+
+
+def closure(minimizer, model, i: int = 0, each=lambda call, loss: loss):
+    """The closure of the i-th batch; `each` sees the number of the call, from 1, and may replace the loss."""
+    dtype = next(model.parameters()).dtype
+    x, y = batch(i, dtype=dtype)
+    calls = 0
+
+    def run():
+        nonlocal calls
+        calls += 1
+        minimizer.zero_grad()
+        loss = each(calls, F.cross_entropy(model(x), y))
+        loss.backward()
+        return loss
+
+    return run
+
+
+def train(minimizer, model, steps: int = 5, first: int = 0):
+    for i in range(first, first + steps):
+        minimizer.step(closure(minimizer, model, i))
+    return model
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def same_bits(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def same_state(a, b) -> bool:
+    """Nested dictionaries, lists, tensors and numbers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+def pair(one, other, steps: int = 5, **options) -> tuple[nn.Module, nn.Module]:
+    a, b = net(), net()
+    return train(one(a, SGD, **HEAVY | options), a, steps), train(other(b, SGD, **HEAVY | options), b, steps)
+
+
+# --- what holds for all --------------------------------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize("base", BASES)
+def test_rho_0_is_the_base_optimizer_bit_for_bit(name, base):
+    kind, options = BASES[base]
+    plain, ours = net(), net()
+    optimizer = kind(plain.parameters(), **options)
+    minimizer = METHODS[name](ours, kind, **options, **({} if name == "SWA" else {"rho": 0}))
+    for i in range(4):
+        optimizer.step(closure(optimizer, plain, i))
+    train(minimizer, ours, 4)
+    assert same_bits(plain, ours) and minimizer.passes == 4
+    assert same_state(optimizer.state_dict(), minimizer.base.state_dict())
+
+
+@every_perturbing
+def test_the_perturbation_has_norm_rho(name):
+    model = net()
+    minimizer = PERTURBING[name](model, SGD, rho=0.3, lr=0.1)
+    start, weights, seen = flat(model.parameters()), [n for n, _ in model.named_parameters()], []
+    minimizer.step(closure(minimizer, model, each=lambda i, loss: seen.append(flat(model.parameters())) or loss))
+    norms = [float((w - start).norm()) for w in seen]
+    assert norms[0] == 0 and len(seen) == minimizer.passes
+    if name == "GAM":
+        assert norms[1:3] == pytest.approx([0.03, 0.3], rel=1e-12) and float((seen[3] - seen[2]).norm()) == (
+            pytest.approx(0.03, rel=1e-12)
+        )
+    elif name in ("ASAM", "AGSAM"):
+        sizes = zip(weights, net().parameters(), strict=True)
+        t = flat(p.abs() + 0.01 if "weight" in n else torch.ones_like(p) for n, p in sizes)
+        assert float(((seen[1] - start) / t).norm()) == pytest.approx(0.3, rel=1e-12)
+    else:
+        assert norms[1:] == pytest.approx([0.3], rel=1e-12)
+
+
+@every_method
+def test_weights_are_restored_to_the_bit(name):
+    model = net(dtype=torch.float32)
+    start = copy.deepcopy(model)
+    minimizer = METHODS[name](model, SGD, lr=0.0)
+    for i in range(3):
+        minimizer.step(closure(minimizer, model, i))
+    assert torch.equal(flat(model.parameters()), flat(start.parameters()))
+
+
+@every_method
+def test_batchnorm_moves_once_a_step_and_as_in_the_first_pass(name):
+    model, twin = net(), net()
+    minimizer = METHODS[name](model, SGD, lr=0.0)
+    train(minimizer, model, 3)
+    for i in range(3):
+        twin(batch(i)[0])
+    assert same_bits(model, twin) and int(model[1].num_batches_tracked) == 3
+
+
+def test_buffers_of_any_kind_stay_as_the_first_pass_left_them():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("in_place", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("assigned", torch.zeros(2))
+            self.register_buffer("none", None)
+            self.register_buffer("empty", torch.zeros(0))
+
+        def forward(self, x):
+            self.in_place += 1
+            self.assigned = self.assigned + 1
+            return x
+
+    model = net().append(Counting())
+    minimizer = SAM(model, lr=0.1)
+    train(minimizer, model, 3)
+    assert int(model[-1].in_place) == 3 and torch.equal(model[-1].assigned, torch.full((2,), 3.0))
+
+
+@every_method
+@pytest.mark.parametrize("base", BASES)
+def test_state_round_trips_mid_run_to_the_same_bits(name, base):
+    kind, options = BASES[base]
+    extra = {} if name == "SWA" else {"rho": warmup(0.2, 4)}
+    extra |= {"k": 3} if name == "LookSAM" else {"start": 2} if name in ("SWA", "WASAM") else {}
+
+    whole = net()
+    one = METHODS[name](whole, kind, **options, **extra)
+    train(one, whole, 5)
+    file = io.BytesIO()
+    torch.save({"model": whole.state_dict(), "minimizer": one.state_dict()}, file)
+    train(one, whole, 4, first=5)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = net(seed=1)
+    two = METHODS[name](resumed, kind, **options, **extra)
+    resumed.load_state_dict(saved["model"])
+    two.load_state_dict(saved["minimizer"])
+    train(two, resumed, 4, first=5)
+
+    assert same_bits(whole, resumed) and same_state(one.state_dict(), two.state_dict())
+    assert (two.steps, two.passes) == (9, one.passes)
+
+
+def test_the_state_of_another_minimizer_is_rejected():
+    for other in (GSAM(net()).state_dict(), SGD(net().parameters()).state_dict()):
+        with pytest.raises(MinimizerError, match="not of SAM"):
+            SAM(net()).load_state_dict(other)
+
+
+class Forked(nn.Module):
+    """Two heads, one of them used in some passes only."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.always, self.sometimes = net(), nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+        self.passes, self.when = 0, ()
+
+    def forward(self, x):
+        self.passes += 1
+        x = self.body(x)
+        return self.always(x) + (self.sometimes(x) if self.passes in self.when else 0.0)
+
+
+@every_perturbing
+@pytest.mark.parametrize("when", [(1,), (2,), (4,), ()], ids=str)
+def test_a_parameter_without_gradient_in_a_pass_ends_unharmed(name, when):
+    torch.manual_seed(0)
+    model = Forked()
+    model.when = when
+    start = copy.deepcopy(model)
+    minimizer = PERTURBING[name](model, SGD, **HEAVY)
+    minimizer.step(closure(minimizer, model))
+    moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters(), strict=True)]
+    updated = minimizer.passes in when  # the last pass of the step used it
+    assert all(moved[:-2]) and moved[-2:] == [updated, updated]
+    assert flat(model.parameters()).isfinite().all()
+    if not updated:
+        assert not any(p in minimizer.base.state for p in model.sometimes.parameters())
+
+
+def bad_loss(call, loss):
+    return loss * math.inf if call == 2 else loss
+
+
+def bad_gradient(call, loss):
+    if call == 2:
+        loss.register_hook(lambda g: g * math.nan)
+    return loss
+
+
+def bad_everything(call, loss):
+    return loss * math.nan
+
+
+@every_perturbing
+@pytest.mark.parametrize("bad", [bad_loss, bad_gradient, bad_everything])
+def test_a_non_finite_pass_skips_the_step(name, bad):
+    model = net()
+    minimizer = PERTURBING[name](model, SGD, **HEAVY, **({"k": 1} if name == "LookSAM" else {}))
+    train(minimizer, model, 2)
+    before, state = copy.deepcopy(model), copy.deepcopy(minimizer.state_dict())
+    with pytest.warns(RuntimeWarning, match="skipped") as caught:
+        loss = minimizer.step(closure(minimizer, model, 2, each=bad))
+    assert len(caught) == 1 and loss.isfinite() == (bad is not bad_everything)
+    assert same_bits(model, before) and minimizer.last["skipped"] and minimizer.skipped == 1
+    assert same_state(state["base"], minimizer.base.state_dict()) and same_state(state["kept"], minimizer.kept)
+    assert all(p.grad is None for p in model.parameters())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        minimizer.step(closure(minimizer, model, 2, each=bad))  # only the first one warns
+    train(minimizer, model, 2)
+    assert minimizer.skipped == 2 and not minimizer.last["skipped"] and minimizer.steps == 6
+    assert not same_bits(model, before) and flat(model.parameters()).isfinite().all()
+    if name in ("SAM", "GSAM", "GAM"):  # as if the bad batch had never come
+        assert same_bits(model, train(minimizer_like(minimizer, twin := before, state), twin, 2))
+
+
+def minimizer_like(minimizer, model, state):
+    twin = type(minimizer)(model, SGD, **HEAVY)
+    twin.load_state_dict(state)
+    return twin
+
+
+def test_a_non_finite_gradient_skips_steps_of_one_pass_too_unless_rho_is_0():
+    model = net()
+    minimizer = LookSAM(model, lr=0.1)
+    train(minimizer, model, 1)
+    before = copy.deepcopy(model)
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        minimizer.step(closure(minimizer, model, 1, each=bad_everything))
+    assert same_bits(model, before) and minimizer.passes == 3
+    minimizer.rho = 0
+    minimizer.step(closure(minimizer, model, 1, each=bad_everything))
+    assert minimizer.skipped == 1 and flat(model.parameters()).isnan().all()  # the base optimizer, as it is
+
+
+@every_method
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_what_the_closure_raises_passes_through_and_leaves_no_trace(name, call):
+    def each(i, loss):
+        if i == call:
+            raise KeyboardInterrupt
+        return loss
+
+    model = net()
+    minimizer = METHODS[name](model, SGD, **HEAVY, **({"k": 1} if name == "LookSAM" else {}))
+    train(minimizer, model, 2)
+    if minimizer.passes < 2 * call:
+        return  # it never comes so far
+    before, state = copy.deepcopy(model), copy.deepcopy(minimizer.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        minimizer.step(closure(minimizer, model, 2, each=each))
+    assert same_bits(model, before) and same_state(state | {"passes": minimizer.passes}, minimizer.state_dict())
+
+
+@every_perturbing
+def test_a_zero_gradient_gives_no_nan(name):
+    model = net()
+    minimizer = PERTURBING[name](model, lr=0.1, log=True)
+    for i in range(2):
+        minimizer.step(closure(minimizer, model, i, each=lambda _, loss: loss * 0))
+    assert torch.equal(flat(model.parameters()), flat(net().parameters())) and minimizer.skipped == 0
+
+
+@every_method
+def test_passes_are_counted(name):
+    model = net()
+    minimizer = METHODS[name](model, lr=0.1)
+    count = []
+    for i in range(10):
+        minimizer.step(closure(minimizer, model, i, each=lambda _, loss: count.append(1) or loss))
+    assert minimizer.passes == len(count) == {"LookSAM": 12, "GAM": 40, "SWA": 10}.get(name, 20)
+
+
+@every_method
+def test_step_returns_the_loss_at_the_weights_before_it(name):
+    model = net()
+    x, y = batch()
+    expected = F.cross_entropy(copy.deepcopy(model)(x), y)
+    minimizer = METHODS[name](model, lr=0.1)
+    loss = minimizer.step(closure(minimizer, model))
+    assert torch.equal(loss, expected) and not loss.requires_grad
+
+
+def test_zeroing_the_gradients_in_place_changes_nothing():
+    for method in (SAM, GSAM, LookSAM, GAM):
+        ours = net()
+        minimizer = method(ours, lr=0.1)
+        minimizer.zero_grad = lambda m=minimizer: m.base.zero_grad(set_to_none=False)
+        other = net()
+        assert same_bits(train(minimizer, ours), train(method(other, lr=0.1), other))
+
+
+def test_parameters_stay_the_same_tensors():
+    model = net()
+    before = [(id(p), p.data_ptr()) for p in model.parameters()]
+    train(GSAM(model, lr=0.1), model, 2)
+    assert before == [(id(p), p.data_ptr()) for p in model.parameters()]
+
+
+# --- some are others ------------------------------------------------------------------------------------
+
+
+def test_gsam_with_alpha_0_is_sam():
+    assert same_bits(*pair(GSAM, SAM, rho=0.1)) is False
+    assert same_bits(*pair(lambda *a, **o: GSAM(*a, alpha=0, **o), SAM, rho=0.1))
+
+
+def test_asam_with_unit_scaling_is_sam():
+    assert same_bits(*pair(ASAM, SAM, rho=0.1)) is False
+    assert same_bits(*pair(lambda *a, **o: ASAM(*a, scaled=lambda name: False, **o), SAM, rho=0.1))
+
+
+def test_looksam_with_k_1_is_sam():
+    assert same_bits(*pair(LookSAM, SAM, rho=0.1)) is False
+    assert same_bits(*pair(lambda *a, **o: LookSAM(*a, k=1, **o), SAM, rho=0.1))
+
+
+def test_agsam_with_alpha_0_is_asam_and_with_unit_scaling_gsam():
+    assert same_bits(*pair(lambda *a, **o: AGSAM(*a, alpha=0, **o), ASAM))
+    assert same_bits(*pair(lambda *a, **o: AGSAM(*a, scaled=lambda name: False, **o), GSAM, rho=0.1))
+
+
+def test_rfn_is_sam_with_a_large_rho_and_wasam_trains_as_sam():
+    assert same_bits(*pair(RFN, lambda *a, **o: SAM(*a, rho=0.3, **o)))
+    assert same_bits(*pair(WASAM, SAM))
+
+
+def test_a_step_goes_down_the_mean_of_its_batch_whatever_the_groups():
+    """Two parameter groups with options of their own, in an optimizer that is built already."""
+    ours, reference = net(), net()
+    groups = lambda m: [{"params": m[:4].parameters(), "lr": 0.3}, {"params": m[4:].parameters()}]  # noqa: E731
+    minimizer = SAM(ours, SGD(groups(ours), lr=0.1, momentum=0.5), rho=0.2)
+    optimizer = SGD(groups(reference), lr=0.1, momentum=0.5)
+    train(minimizer, ours, 3)
+    for i in range(3):
+        reference_sam_step(reference, optimizer, *batch(i), rho=0.2)
+    assert torch.allclose(flat(ours.parameters()), flat(reference.parameters()), rtol=1e-12, atol=1e-14)
+    assert minimizer.param_groups is minimizer.base.param_groups and len(minimizer.param_groups) == 2
+
+
+# --- averages -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["WASAM", "SWA"])
+@pytest.mark.parametrize(("start", "every"), [(0, 1), (3, 2), (6, 1)])
+def test_the_average_is_the_plain_mean(name, start, every):
+    model = net()
+    minimizer = METHODS[name](model, SGD, start=start, every=every, **HEAVY)
+    path = [flat(train(minimizer, model, 1, first=i).parameters()) for i in range(7)]
+    last = copy.deepcopy(model)
+    with minimizer.averaged() as averaged:
+        assert averaged is model
+        mean = torch.stack(path[start + every - 1 :: every]).mean(0)
+        assert torch.allclose(flat(model.parameters()), mean, rtol=1e-13)
+        update_batchnorm(model, [batch()])
+        assert not torch.equal(model[1].running_mean, last[1].running_mean)
+    assert same_bits(model, last)
+
+
+def test_the_average_comes_back_out_of_a_block_that_raises_and_not_before_it_exists():
+    model = net()
+    minimizer = SWA(model, lr=0.1, start=1)
+    train(minimizer, model, 1)
+    with pytest.raises(MinimizerError, match="after 1 steps no weights are averaged"), minimizer.averaged():
+        pass
+    train(minimizer, model, 2)
+    last = copy.deepcopy(model)
+    with pytest.raises(KeyError), minimizer.averaged():
+        raise KeyError
+    assert same_bits(model, last)
+
+
+def test_weights_in_bfloat16_are_averaged_in_float32():
+    model = net(dtype=torch.bfloat16)
+    minimizer = WASAM(model, lr=0.1)
+    path = [flat(train(minimizer, model, 1, first=i).parameters()).float() for i in range(4)]
+    assert torch.allclose(flat(minimizer.kept["mean"]), torch.stack(path).mean(0), rtol=1e-6)
+
+
+def test_update_batchnorm_is_the_mean_over_batches_and_leaves_nothing_else():
+    ours, torchs = net(), net()
+    for model in (ours, torchs):
+        train(SAM(model, lr=0.1), model, 3)
+    batches = [batch(i) for i in range(4)]
+    ours.insert(3, nn.Dropout(0.5))
+    ours[3].eval()
+    modes, random = [m.training for m in ours.modules()], torch.get_rng_state()
+    update_batchnorm(ours, iter(batches))
+    assert torch.equal(torch.get_rng_state(), random) and modes == [m.training for m in ours.modules()]
+    torch.optim.swa_utils.update_bn(batches, torchs)
+    del ours[3]
+    assert same_bits(ours, torchs) and ours[1].momentum == 0.1
+    means = torch.stack([ours[0](x).mean((0, 2, 3)) for x, _ in batches])
+    assert torch.allclose(ours[1].running_mean, means.mean(0), rtol=1e-12)
+
+
+def test_update_batchnorm_without_batches_keeps_the_statistics():
+    model = train(SAM(m := net(), lr=0.1), m, 2)
+    before = copy.deepcopy(model)
+    with pytest.raises(MinimizerError, match="no batches"):
+        update_batchnorm(model, [])
+    assert same_bits(model, before) and model.training and model[1].momentum == 0.1
+    update_batchnorm(net(batchnorm=False), [])  # nothing to estimate
+
+
+# --- closed forms ---------------------------------------------------------------------------------------
+
+
+class Quadratic(nn.Module):
+    """L(w) = wᵀHw/2 with w in two tensors; `bias` and `weight` are for ASAM."""
+
+    H = np.diag([3.0, 1.0, -0.5, 0.2]) + 0.3 * np.ones((4, 4))
+    W = np.array([0.5, -1.0, 2.0, 0.7])
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(self.W[:3]).reshape(3, 1))
+        self.bias = nn.Parameter(torch.tensor(self.W[3]))
+
+    def w(self):
+        return torch.cat([self.weight.flatten(), self.bias.reshape(1)])
+
+    def forward(self):
+        return self.w() @ torch.tensor(self.H) @ self.w() / 2
+
+
+def go(method, steps: int = 1, **options) -> list[np.ndarray]:
+    """The directions of some steps, from the weights that plain SGD leaves behind, weight decay taken out."""
+    model, path = Quadratic(), []
+    minimizer = method(model, SGD, lr=0.1, weight_decay=0.05, **options)
+
+    def run():
+        minimizer.zero_grad()
+        loss = model()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        w = model.w().detach().numpy().copy()
+        minimizer.step(run)
+        path.append((w, (w - model.w().detach().numpy()) / 0.1 - 0.05 * w))
+    return path
+
+
+def gradient(w):
+    return Quadratic.H @ w
+
+
+def unit(v):
+    return v / np.sqrt((v**2).sum())
+
+
+def orthogonal(v, to):
+    return v - (v @ to) / (to @ to) * to
+
+
+def test_sam_on_a_quadratic():
+    [(w, d)] = go(SAM, rho=0.4)
+    np.testing.assert_allclose(d, gradient(w + 0.4 * unit(gradient(w))), rtol=1e-12)
+
+
+def test_asam_on_a_quadratic():
+    [(w, d)] = go(ASAM, rho=0.4, eta=0.02)
+    t = np.abs(w) + 0.02
+    t[3] = 1.0  # the bias
+    np.testing.assert_allclose(d, gradient(w + 0.4 * t * unit(t * gradient(w))), rtol=1e-12)
+
+
+def test_gsam_on_a_quadratic():
+    [(w, d)] = go(GSAM, rho=0.4, alpha=0.3)
+    plus = gradient(w + 0.4 * unit(gradient(w)))
+    np.testing.assert_allclose(d, plus - 0.3 * orthogonal(gradient(w), plus), rtol=1e-12)
+
+
+def test_looksam_on_a_quadratic():
+    for i, (w, d) in enumerate(go(LookSAM, steps=5, rho=0.4, k=3, alpha=0.6)):
+        g = gradient(w)
+        if i % 3 == 0:
+            plus = gradient(w + 0.4 * unit(g))
+            turn = orthogonal(plus, g)
+            np.testing.assert_allclose(d, plus, rtol=1e-11)
+        else:
+            np.testing.assert_allclose(d, g + 0.6 * np.sqrt(g @ g) * unit(turn), rtol=1e-11)
+
+
+def test_gam_on_a_quadratic():
+    """After algorithm and code of the authors: a point in place of their in-place additions."""
+    [(w, d)] = go(GAM, rho=0.4, probe=0.1, betas=(0.3, 0.8, 0.7), gamma=0.2)
+    g0 = gradient(w)
+    g1 = gradient(w + 0.1 * g0 / np.linalg.norm(g0))
+    w2 = w + 0.4 * (g1 - g0) / np.linalg.norm(g1 - g0)
+    g2 = gradient(w2)
+    g3 = gradient(w2 + 0.1 * g2 / np.linalg.norm(g2))
+    pro_m, new = g0 + 0.8 * g2, 0.3 * g1 + 0.7 * g3
+    cosine = pro_m @ new / (np.linalg.norm(pro_m) * np.linalg.norm(new))
+    vertical = pro_m - cosine * np.linalg.norm(pro_m) * new / np.linalg.norm(new)
+    np.testing.assert_allclose(d, new - 0.2 * vertical, rtol=1e-12)
+
+
+def test_log_holds_the_rise_the_norm_and_the_cosine():
+    model = Quadratic()
+    minimizer = SAM(model, lr=0.1, rho=0.4, log=True)
+
+    def run():
+        minimizer.zero_grad()
+        model().backward()
+        return model()
+
+    minimizer.step(run)
+    g = gradient(Quadratic.W)
+    there = Quadratic.W + 0.4 * unit(g)
+    rise = there @ gradient(there) / 2 - Quadratic.W @ g / 2
+    expected = {"rho": 0.4, "rise": rise, "norm": np.sqrt(g @ g), "cosine": unit(g) @ unit(gradient(there))}
+    assert minimizer.last == pytest.approx(expected | {"skipped": False}, rel=1e-12)
+    minimizer.rho = 0.0
+    minimizer.step(run)
+    assert minimizer.last["norm"] > 0 and math.isnan(minimizer.last["rise"])
+    assert SAM(net()).last == {}
+
+
+# --- independent implementations ------------------------------------------------------------------------
+
+
+def reference_sam_step(model, optimizer, x, y, rho, alpha=0.0):
+    """SAM as plainly as can be: the second gradient is taken in a copy of the network."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    norm = sum((p.grad**2).sum() for p in model.parameters()) ** 0.5
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            q.copy_(p + rho * p.grad / norm)
+    other.zero_grad()
+    F.cross_entropy(other(x), y).backward()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        p.grad = q.grad
+    optimizer.step()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_sam_agrees_with_a_plain_reference(base):
+    kind, options = BASES[base]
+    ours, reference = net(), net()
+    optimizer = kind(reference.parameters(), **options)
+    train(SAM(ours, kind, rho=0.2, **options), ours)
+    for i in range(5):
+        reference_sam_step(reference, optimizer, *batch(i), rho=0.2)
+    for a, b in zip(ours.state_dict().values(), reference.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_agreement_with_pytorch_optimizer(adaptive):
+    """Without BatchNorm, which it leaves to its caller; to 1e-6, for it takes the norm in float32."""
+    theirs = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
+    unlike_ours = {"eta": 0.0, "scaled": lambda name: True} if adaptive else {}
+
+    ours, model = net(batchnorm=False), net(batchnorm=False)
+    train((ASAM if adaptive else SAM)(ours, rho=0.2, **unlike_ours, **HEAVY), ours)
+    minimizer = theirs.SAM(model.parameters(), SGD, rho=0.2, adaptive=adaptive, **HEAVY)
+    for i in range(5):
+        run = closure(minimizer, model, i)
+        run()  # it wants the first pass done
+        minimizer.step(run)
+    assert torch.allclose(flat(ours.parameters()), flat(model.parameters()), rtol=1e-6, atol=1e-7)
+
+    class Fixed:
+        step = staticmethod(lambda: 0.2)
+
+    ours, model = net(batchnorm=False), net(batchnorm=False)
+    train((AGSAM if adaptive else GSAM)(ours, rho=0.2, **unlike_ours, **HEAVY), ours)
+    base = SGD(model.parameters(), **HEAVY)
+    minimizer = theirs.GSAM(model.parameters(), base, model, Fixed(), alpha=0.4, adaptive=adaptive)
+    for i in range(5):
+        minimizer.set_closure(F.cross_entropy, *batch(i))
+        minimizer.step()
+    assert torch.allclose(flat(ours.parameters()), flat(model.parameters()), rtol=1e-6, atol=1e-7)
+
+
+# --- where it runs --------------------------------------------------------------------------------------
+
+
+@every_method
+def test_a_compiled_model_trains_alike(name):
+    eager, model = net(), net()
+    compiled = torch.compile(model, backend="aot_eager")
+    train(METHODS[name](eager, lr=0.1), eager, 3)
+    minimizer = METHODS[name](compiled, lr=0.1)
+    train(minimizer, compiled, 3)
+    assert torch.allclose(flat(eager.parameters()), flat(model.parameters()), rtol=1e-9, atol=1e-12)
+    assert int(model[1].num_batches_tracked) == 3
+
+
+@every_method
+def test_bf16_autocast_in_the_closure(name):
+    model = net(dtype=torch.float32)
+    start = copy.deepcopy(model)
+    minimizer = METHODS[name](model, **HEAVY)
+    x, y = batch(dtype=torch.float32)
+
+    def run():
+        minimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), y)
+        loss.backward()
+        return loss
+
+    losses = [float(minimizer.step(run)) for _ in range(8)]
+    assert losses[-1] < losses[0] and minimizer.skipped == 0 and not same_bits(model, start)
+
+
+def test_frozen_parameters_and_those_of_no_group_stay_out_of_it():
+    model = net()
+    model[0].requires_grad_(False)
+    start = copy.deepcopy(model)
+    minimizer = LookSAM(model, SGD(model[:5].parameters(), lr=0.1), k=2)
+    train(minimizer, model, 3)
+    assert torch.equal(flat(model[0].parameters()), flat(start[0].parameters()))
+    assert torch.equal(flat(model[6].parameters()), flat(start[6].parameters()))
+    model[0].requires_grad_(True)
+    train(minimizer, model, 3)
+    assert not torch.equal(flat(model[0].parameters()), flat(start[0].parameters()))
+
+
+# --- rho and other options ------------------------------------------------------------------------------
+
+
+def test_schedules_of_rho():
+    assert [constant(0.3)(i, 0.1) for i in (0, 9)] == [0.3, 0.3]
+    assert [warmup(0.4, 4)(i, 0.1) for i in range(6)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4])
+    assert warmup(0.4, 0)(0, 0.1) == 0.4
+    assert proportional_to_lr(0.4, 0.1)(7, 0.025) == pytest.approx(0.1)
+    assert proportional_to_lr(0.4, 0.1, 0.2, 0.01)(7, 0.01) == pytest.approx(0.2)
+
+
+def test_rho_follows_the_step_and_the_learning_rate_of_a_scheduler():
+    model, seen = net(), []
+    minimizer = SAM(model, lr=0.1, rho=lambda step, lr: seen.append((step, lr)) or lr * 2)
+    scheduler = torch.optim.lr_scheduler.StepLR(minimizer.base, 1, gamma=0.5)
+    for i in range(3):
+        train(minimizer, model, 1, first=i)
+        scheduler.step()
+    assert seen == [(0, 0.1), (1, 0.05), (2, 0.025)] and minimizer.last == {"rho": 0.05, "skipped": False}
+    minimizer.rho = lambda step, lr: -1.0
+    with pytest.raises(MinimizerError, match=r"^rho is -1.0; give a finite number of 0 or more.$"):
+        train(minimizer, model, 1)
+
+
+@every_method
+def test_unknown_options_are_errors(name):
+    with pytest.raises(TypeError, match="warm_up"):
+        METHODS[name](net(), lr=0.1, warm_up=3)
+
+
+@every_perturbing
+@pytest.mark.parametrize("rho", [-0.1, math.nan, math.inf, "0.1", None, True])
+def test_a_rho_that_is_no_radius_is_rejected_in_one_sentence(name, rho):
+    with pytest.raises(MinimizerError, match=r"^rho is .*; give a finite number of 0 or more\.$"):
+        PERTURBING[name](net(), rho=rho)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "match"),
+    [
+        (ASAM, {"eta": -1}, "eta is -1"),
+        (GSAM, {"alpha": -1}, "alpha is -1"),
+        (LookSAM, {"k": 0}, "k is 0"),
+        (LookSAM, {"k": 2.0}, "k is 2.0"),
+        (GAM, {"betas": (1, 2)}, "three numbers"),
+        (GAM, {"probe": -1}, "probe is -1"),
+        (WASAM, {"every": 0}, "every is 0"),
+        (SWA, {"start": -1}, "start is -1"),
+    ],
+)
+def test_bad_options_are_rejected(method, options, match):
+    with pytest.raises(MinimizerError, match=match):
+        method(net(), **options)
+
+
+def test_other_bad_arguments_are_rejected():
+    model = net()
+    with pytest.raises(MinimizerError, match="built already; give lr to it"):
+        SAM(model, SGD(model.parameters()), lr=0.1)
+    with pytest.raises(MinimizerError, match="returned None"):
+        SAM(model).step(lambda: None)
+    with pytest.raises(TypeError, match="rho"):
+        SWA(model, rho=0.1)
+    with pytest.raises(MinimizerError, match="larger lr_max"):
+        proportional_to_lr(0.1, 0.0)
+    for bad in (lambda: warmup(-1, 3), lambda: warmup(0.1, -3), lambda: constant(-1)):
+        with pytest.raises(MinimizerError, match="give a"):
+            bad()
