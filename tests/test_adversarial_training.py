@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import scenes
 import torch
 import torch.nn.functional as F
 
@@ -27,19 +29,8 @@ EVERY = {
     "free l2": FREE_L2,
 }
 each = pytest.mark.parametrize("adversary", EVERY.values(), ids=EVERY.keys())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def start(spec, cache, at=None, **options):
-    eager = {"device": "cpu", "precision": "fp32", "compile": False, "progress": False}
-    return training.train(spec, at, dataset=DIGITS, cache=cache, **{**eager, **options})
+start = partial(scenes.start, DIGITS)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(spec, cache, at=None, **options):

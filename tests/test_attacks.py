@@ -13,15 +13,7 @@ from rfnlib.attacks import BIM, FGSM, PGD, AttackError, IterativeAttack, frozen,
 
 N, SHAPE, CLASSES = 6, (2, 5, 5), 4
 quick = settings(max_examples=40, deadline=None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:

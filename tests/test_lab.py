@@ -13,43 +13,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scenes import TINY
 
 from rfnlib import data, execution, models, records, scales, training
-from rfnlib.attacks import BIM, IterativeAttack
+from rfnlib.attacks import IterativeAttack
 from rfnlib.experiments import Job, decay_runs, estimate, work
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.records import BadRecord
-from rfnlib.scales import Target
 from rfnlib.series import Series
 
-TINY = replace(
-    scales.SMOKE,
-    name="tiny",
-    n_train=200,
-    surrogates=(("resnet18", 4),),
-    epochs=3,
-    batch=40,
-    decays=(1, 2),
-    standard=(1, 2),
-    cycle=2,
-    target_epochs=6,
-    targets=(Target("cnn", 16, "validation"), Target("cnn", 8), Target("resnet18", 8)),
-    attack=BIM(eps=32 / 255, steps=3),
-    test_images=30,
-    validation_images=11,
-    accuracy_images=50,
-    seeds=(0, 1),
-)
 PER_EPOCH = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -42,15 +42,7 @@ BASES = {
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_perturbing = pytest.mark.parametrize("name", PERTURBING)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64, batchnorm: bool = True) -> nn.Sequential:

@@ -15,15 +15,7 @@ every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 FAMILIES = ["resnet18", "resnet50", "preresnet18", "senet18", "wrn16", "resnext20", "densenet22"]
 FAMILIES += ["vgg11", "googlenet", "mobilenetv2", "cnn", "convmixer", "vit"]
 each_family = pytest.mark.parametrize("arch", FAMILIES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def n_parameters(network: nn.Module) -> int:

@@ -38,15 +38,7 @@ from rfnlib.transforms import Ball, Batch, Diversity, GradientNorm, Mix, Neighbo
 
 N, SIDE, CLASSES = 4, 8, 5
 EPS, STEP, STEPS = 0.1, 0.03, 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(side: int = SIDE) -> nn.Sequential:

@@ -7,9 +7,11 @@ import math
 import os
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import scenes
 import torch
 import torch.nn.functional as F
 from kill_twenty import kill_often
@@ -23,20 +25,8 @@ DIGITS = data.load("digits").subset(200)
 SPEC = TrainSpec("digits", "cnn", Step(0.05), epochs=3, n_train=200, width=4, batch=50)
 CONSTANT = replace(SPEC, arch="resnet18", epochs=4)  # 4 steps an epoch
 DECAY = replace(CONSTANT, schedule=Step(0.05, (3,)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only lose by sharing their work among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def start(spec: TrainSpec, cache: Path, at=None, **options):
-    eager = {"device": "cpu", "precision": "fp32", "compile": False, "progress": False}
-    return training.train(spec, at, dataset=DIGITS, cache=cache, **{**eager, **options})
+start = partial(scenes.start, DIGITS)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(spec: TrainSpec, cache: Path, at=None, **options) -> list[training.Snapshot]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import scenes
 import torch
 import torch.nn.functional as F
 
@@ -26,19 +28,8 @@ EVERY = [
     Minimizer("SWA", average_from=2.0),
 ]
 each = pytest.mark.parametrize("minimizer", EVERY, ids=lambda m: f"{m.method}-{m.rho:g}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def start(spec, cache, at=None):
-    eager = {"device": "cpu", "precision": "fp32", "compile": False, "progress": False}
-    return training.train(spec, at, dataset=DIGITS, cache=cache, **eager)
+start = partial(scenes.start, DIGITS)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(spec, cache, at=None):

@@ -1,0 +1,43 @@
+"""What several modules of tests set up alike.
+
+`TINY` is a scale small enough for a lab to do all its work inside a test. `start` is a training that leaves no choice
+to the machine it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rfnlib import scales, training
+from rfnlib.attacks import BIM
+from rfnlib.data import Dataset
+from rfnlib.scales import Target
+from rfnlib.specs import TrainSpec
+
+TINY = replace(
+    scales.SMOKE,
+    name="tiny",
+    n_train=200,
+    surrogates=(("resnet18", 4),),
+    epochs=3,
+    batch=40,
+    decays=(1, 2),
+    standard=(1, 2),
+    cycle=2,
+    target_epochs=6,
+    targets=(Target("cnn", 16, "validation"), Target("cnn", 8), Target("resnet18", 8)),
+    attack=BIM(eps=32 / 255, steps=3),
+    test_images=30,
+    validation_images=11,
+    accuracy_images=50,
+    seeds=(0, 1),
+    robustness=replace(scales.SMOKE.robustness, images=20),
+)
+
+
+def start(dataset: Dataset, spec: TrainSpec, cache: Path, at: Sequence[float] | None = None, **options):
+    """Train eagerly on the CPU in float32, where the bits are the same every time; `options` can say otherwise."""
+    eager = {"device": "cpu", "precision": "fp32", "compile": False, "progress": False}
+    return training.train(spec, at, dataset=dataset, cache=cache, **{**eager, **options})
