@@ -35,6 +35,7 @@ CLAIMS = {
             "C1",
             "Early stopping helps surrogates trained on robust and on non-robust features alike",
             "no verified number",
+            "01_non_robust_features",
         ),
         Claim(
             "C2",

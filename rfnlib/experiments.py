@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from rfnlib import data, execution, models, records
 from rfnlib.attacks import IterativeAttack
 from rfnlib.lab import Lab, missing_epochs
-from rfnlib.specs import Minimizer, TrainSpec
+from rfnlib.specs import FeatureSet, Minimizer, TrainSpec, key
 
 Runs = dict[str, list[TrainSpec]]
 
@@ -49,11 +49,60 @@ def sharpness_runs(lab: Lab) -> dict[str, tuple[list[TrainSpec], list[float]]]:
             return all(lab.recorded(kind, runs[seed], epochs[n]) for n, runs in group.items() for kind in both)
 
         if fine or lab.mode == "run" or recorded(0):
-            seeds = 1
-            while seeds < len(lab.seeds) and recorded(seeds):
-                seeds += 1
+            seeds = _without_gap(lab, recorded)
             found |= {name: (runs[:seeds], epochs[name]) for name, runs in group.items()}
     return found
+
+
+# --- C1: features -----------------------------------------------------------------------------------
+
+CONTROLS = ("D_rand", "D_det")
+
+
+def feature_runs(lab: Lab) -> Runs:
+    """Surrogates trained on D, D_R and D_NR, and on the controls, by the standard schedule.
+
+    In replay: the first seed of D, D_R and D_NR and those that follow it in the records without a gap, the same for all
+    three; and the controls, of which there is one seed, if they are recorded.
+    """
+    every = {name: _on(lab, features, lab.seeds) for name, features in lab.scale.feature_sets().items()}
+    main = {name: specs for name, specs in every.items() if name not in CONTROLS}
+    seeds = _without_gap(lab, lambda seed: all(_followed(lab, specs[seed]) for specs in main.values()), every=True)
+    controls = {name: every[name][:1] for name in CONTROLS}
+    known = {n: specs for n, specs in controls.items() if lab.mode == "run" or _followed(lab, specs[0])}
+    return {name: specs[:seeds] for name, specs in main.items()} | known
+
+
+def inversion_runs(lab: Lab) -> dict[int, Runs]:
+    """Surrogates trained on D_R and D_NR by the number of inversion steps: the first seed, in replay those recorded."""
+    end, found = [float(lab.scale.epochs)], {}
+    for steps in sorted({*lab.scale.features.tried, lab.scale.features.steps}):
+        sets = [lab.scale.inverted(robust, steps) for robust in (True, False)]
+        runs = {features.name: _on(lab, features, lab.seeds[:1]) for features in sets}
+        if lab.mode == "run" or all(lab.recorded("robust", specs[0], end) for specs in runs.values()):
+            found[steps] = runs
+    return found
+
+
+def feature_stops(lab: Lab, runs: Runs) -> dict[str, float]:
+    """For each of `runs`, when to stop: as `stopping_epoch`."""
+    return {name: _best_epoch(lab, specs) for name, specs in runs.items()}
+
+
+def attacked(lab: Lab, runs: Runs, epochs: list[float], eps: float) -> bool:
+    """Whether all of `runs` have been attacked under `eps` at all of `epochs`."""
+    attack = replace(lab.scale.attack, eps=eps)
+    return all(lab.recorded("transfer", spec, epochs, attack) for specs in runs.values() for spec in specs)
+
+
+def _on(lab: Lab, features: FeatureSet | None, seeds: Sequence[int]) -> list[TrainSpec]:
+    return [replace(lab.scale.flat(None, seed, lab.scale.features.which), features=features) for seed in seeds]
+
+
+def _followed(lab: Lab, spec: TrainSpec) -> bool:
+    """Whether transfer and robust accuracy of `spec` are recorded along its training."""
+    coarse = lab.scale.sharp(spec.schedule, fine=False)
+    return lab.recorded("transfer", spec, lab.scale.probed(spec.schedule)) and lab.recorded("robust", spec, coarse)
 
 
 # --- C4 to C6: flat surrogates ----------------------------------------------------------------------
@@ -100,12 +149,22 @@ def _seeds(
     With `every`, a run that may compute has all seeds.
     """
     runs = [[lab.scale.flat(m, seed, which) for seed in lab.seeds] for m in minimizers]
-    count = len(lab.seeds) if every and lab.mode == "run" else 1
-    while count < len(lab.seeds) and all(
-        lab.recorded("transfer", specs[count], _epochs(lab, specs[count])) for specs in runs
-    ):
-        count += 1
+
+    def recorded(seed: int) -> bool:
+        return all(lab.recorded("transfer", specs[seed], _epochs(lab, specs[seed])) for specs in runs)
+
+    count = _without_gap(lab, recorded, every)
     return [specs[:count] for specs in runs]
+
+
+def _without_gap(lab: Lab, recorded: Callable[[int], bool], every: bool = False) -> int:
+    """How many seeds to take: the first, and those after it up to one that is not `recorded`.
+
+    With `every`, a run that may compute has all of them.
+    """
+    if every and lab.mode == "run":
+        return len(lab.seeds)
+    return next((n for n in range(1, len(lab.seeds)) if not recorded(n)), len(lab.seeds))
 
 
 def _epochs(lab: Lab, spec: TrainSpec) -> list[float]:
@@ -127,6 +186,10 @@ def chosen_rho(lab: Lab, which: int = 0) -> float:
 def stopping_epoch(lab: Lab, which: int = 0) -> float:
     """When to stop SGD: the probed epoch with the most success on validation images and targets, mean over seeds."""
     (specs,) = _seeds(lab, [None], which, every=which == 0)
+    return _best_epoch(lab, specs)
+
+
+def _best_epoch(lab: Lab, specs: list[TrainSpec]) -> float:
     (seen,) = lab.transfer({"SGD": specs}, role="validation").values()
     return max(seen.epochs, key=lambda e: seen.at(e).value)
 
@@ -141,9 +204,7 @@ def budget_runs(lab: Lab, stop: float) -> Runs:
         attacks = [replace(lab.scale.attack, eps=eps) for eps in lab.scale.budgets]
         return all(lab.recorded("transfer", spec, at, attack) for spec, at in asked for attack in attacks)
 
-    count = 1
-    while count < len(runs["SGD"]) and (lab.mode == "run" or done(count)):
-        count += 1
+    count = min(_without_gap(lab, done, every=True), len(runs["SGD"]))
     return {name: specs[:count] for name, specs in runs.items()}
 
 
@@ -181,6 +242,7 @@ def work(lab: Lab) -> list[Job]:
     jobs = [*_targets(lab), *_schedules(lab)]
     for which in range(len(lab.scale.surrogates)):
         jobs += _flat(lab, which)
+    jobs += _features(lab)
     done = {}
     for job in jobs:  # what two claims need is one measurement
         key = job.record().key
@@ -247,6 +309,27 @@ def _closer(lab: Lab, name: str, spec: TrainSpec, stops: bool) -> Iterator[Job]:
             yield Job(f"{kind} by epoch, {name}, seed {spec.seed}", lab, kind, spec, axis)
 
 
+def _features(lab: Lab) -> Iterator[Job]:
+    end, first = [float(lab.scale.epochs)], lab.seeds[0]
+    for seed in lab.seeds:
+        for name, features in lab.scale.feature_sets().items():
+            (spec,) = _on(lab, features, [seed])
+            coarse = lab.scale.sharp(spec.schedule, fine=False)
+            if name in CONTROLS and seed != first:
+                continue
+            label = f"on {name}, seed {seed}"
+            yield Job(f"transfer, {label}", lab, "transfer", spec, lab.scale.probed(spec.schedule))
+            yield Job(f"robust accuracy, {label}", lab, "robust", spec, coarse)
+            for eps in lab.scale.features.budgets if seed == first and name not in CONTROLS else ():
+                attack = replace(lab.scale.attack, eps=eps)
+                yield Job(f"ε {255 * eps:g}/255, {label}", lab, "transfer", spec, coarse, attack)
+    for steps in lab.scale.features.tried:
+        for robust in (True, False):
+            features = lab.scale.inverted(robust, steps)
+            (spec,) = _on(lab, features, [first])
+            yield Job(f"{features.name} by {steps} steps, seed {first}", lab, "robust", spec, end)
+
+
 def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
     """About how many seconds the missing part of each of `jobs` takes here.
 
@@ -255,26 +338,38 @@ def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
     """
     n_train = lab.scale.n_train or len(data.load(lab.scale.data).train_labels)
     images = lab.scale.test_images + lab.scale.validation_images
-    probe = lab.scale.sharpness
+    probe, robust = lab.scale.sharpness, lab.scale.robustness
     # A Hessian-vector product takes three passes on its graph; Lanczos needs about ten of them, twice.
     cost = {
         "clean": 0,
-        "transfer": lab.scale.attack.steps * images,
+        "transfer": lab.scale.attack.passes * images,
         "sharpness": probe.images * 3 * (20 + probe.probes + probe.deflate),
+        "robust": robust.images * robust.steps * robust.restarts * len(robust.budgets),
     }
     pace = functools.lru_cache(functools.partial(_pace, lab))
     seen: set[str] = set()
+
+    def training(spec: TrainSpec, last: float) -> int:
+        """Passes that training `spec` up to epoch `last` takes beyond what was seen before; its data set, too."""
+        per_epoch = n_train // spec.batch
+        epochs = {spec.history_key(e * per_epoch, per_epoch) for e in range(1, int(last) + 1)} - seen
+        seen.update(epochs)
+        a_step = {"SGD": 1, "SWA": 1, "GAM": 4}.get(spec.minimizer.method if spec.minimizer else "SGD", 2)
+        a_step += spec.adversary.passes if spec.adversary else 0
+        passes, features = len(epochs) * per_epoch * spec.batch * a_step, spec.features
+        if epochs and features and key(features) not in seen:
+            seen.add(key(features))
+            passes += n_train * features.steps + training(features.model, features.model.epochs)
+        return passes
+
     seconds = []
     for job in jobs:
         per_epoch = n_train // job.spec.batch
         states = [job.spec.history_key(round(e * per_epoch), per_epoch) for e in job.missing()]
-        epochs = range(1, int(max(job.missing(), default=0)) + 1)
-        trained = {job.spec.history_key(e * per_epoch, per_epoch) for e in epochs}
         attack = job.attack.eps if job.attack else None
-        probed = {f"{job.kind} {attack} {state}" for state in states}
-        a_step = {"SGD": 1, "SWA": 1, "GAM": 4}.get(job.spec.minimizer.method if job.spec.minimizer else "SGD", 2)
-        passes = len(trained - seen) * per_epoch * job.spec.batch * a_step + cost[job.kind] * len(probed - seen)
-        seen |= trained | probed
+        probed = {f"{job.kind} {attack} {state}" for state in states} - seen
+        seen |= probed
+        passes = training(job.spec, max(job.missing(), default=0)) + cost[job.kind] * len(probed)
         seconds.append(passes * pace(job.spec.arch, job.spec.width) if passes else 0.0)
     return seconds
 

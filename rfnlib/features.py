@@ -1,4 +1,4 @@
-"""Data sets that hold chosen features only, after Ilyas et al. (2019, NeurIPS), and robust accuracy.
+"""Data sets that hold chosen features only, after Ilyas et al. (2019, NeurIPS).
 
 >>> robust = robust_dataset(adversarially_trained, cifar10, kind="robust")        # D_R
 >>> non_robust = robust_dataset(standard, cifar10, kind="non-robust")             # D_NR
@@ -327,62 +327,6 @@ def feature_distance(
 
 def _unit(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
-
-
-# --- robust accuracy ---------------------------------------------------------------------------------------
-
-
-def is_robust(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    attack: IterativeAttack,
-    restarts: int = 1,
-    batch_size: int = 256,
-) -> Tensor:
-    """Which images the model classifies correctly, as they are and after every restart of `attack`: bool (N,).
-
-    Restart r is `attack` with the seed `attack.seed` + r on the images that have withstood so far, for the others
-    are lost already. For several radii call it several times: `PGD(eps=e, steps=20)` for e in a list.
-
-    Args:
-        model: put in eval mode meanwhile, and left as found.
-        images: float (N, C, H, W) in [0, 1], on the model's device.
-        labels: int64 (N,).
-        attack: untargeted; with a random start if `restarts` is more than 1.
-
-    Raises:
-        FeatureError: restarts that would repeat each other, or a targeted attack.
-        AttackError: images or labels that cannot be attacked.
-    """
-    _require(_whole(restarts, 1), f"restarts is {restarts!r}; give an integer of at least 1.")
-    same = restarts > 1 and not attack.random_start
-    _require(not same, f"{restarts} restarts without a random start would be one; use PGD, or restarts=1.")
-    _require(not attack.targeted, "the attack is targeted; robust accuracy is about any other class.")
-    left = _correct(model, images, labels, batch_size)
-    for r in range(restarts):
-        at = left.nonzero()[:, 0]
-        if not len(at):
-            break
-        again = replace(attack, seed=(attack.seed + r) % 2**32)
-        adversarial = again(model, images[at], labels[at], batch_size=batch_size)
-        left[at] = _correct(model, adversarial, labels[at], batch_size)
-    return left
-
-
-def robust_accuracy(
-    model: nn.Module, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
-) -> float:
-    """The share of images that `is_robust` finds so, of all that are given (Madry et al. 2018, ICLR)."""
-    _require(len(images) > 0, "there are no images; give at least one.")
-    return float(is_robust(model, images, labels, attack, restarts, batch_size).float().mean())
-
-
-@torch.no_grad()
-def _correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-    with frozen([model]):
-        parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-        return torch.cat([model(x).argmax(1) == y for x, y in parts])
 
 
 # --- what may be built -------------------------------------------------------------------------------------

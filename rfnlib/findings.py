@@ -12,9 +12,116 @@ from rfnlib import experiments
 from rfnlib.claims import Finding
 from rfnlib.lab import Lab
 from rfnlib.scales import Scale
-from rfnlib.series import Flatness, Series
+from rfnlib.series import Flatness, Robustness, Series
 from rfnlib.specs import Step
-from rfnlib.transfer import DENOMINATORS, Influence, interval, over_seeds
+from rfnlib.transfer import DENOMINATORS, Estimate, Influence, interval, over_seeds
+
+# --- C1 ---------------------------------------------------------------------------------------------
+
+# Natural accuracy, and robust accuracy at l2 0.25, of ResNet-50 on the whole of CIFAR-10: the README of the
+# data sets that Ilyas et al. published (MadryLab/constructed-datasets). Not numbers of the paper reproduced here.
+PUBLISHED = {"D_R": (0.84, 0.48), "D_NR": (0.88, 0.0), "D_rand": (0.63, 0.0), "D_det": (0.44, 0.0)}
+WEAK = "l2 0.25"
+
+
+@dataclass(frozen=True)
+class FeatureStudy:
+    """Surrogates trained on D, D_R, D_NR (and the controls): transfer and robustness along their training.
+
+    `stops` are the epochs chosen on validation images and targets; `series` are the test ones; `budgets` the same of
+    the first seed under other ε.
+    """
+
+    stops: dict[str, float]
+    series: dict[str, Series]
+    robustness: dict[str, Robustness]
+    budgets: dict[float, dict[str, Series]]
+
+    def help(self, name: str) -> Influence:
+        """What stopping early brings: success at the chosen epoch less that at the end."""
+        run = self.series[name]
+        return run.at(self.stops[name]) - run.at(run.end)
+
+    def judge(self) -> list[Finding]:
+        """The comparisons behind C1: early stopping helps on robust features, and on non-robust ones."""
+        pairs = [(name, self.help(name)) for name in ("D_R", "D_NR")]
+        return [Finding(name, "the end of the run", interval(d), interval(d, 0.975)) for name, d in pairs]
+
+    def checks(self) -> pd.DataFrame:
+        """What networks trained on each set should show, and show at the end of their training."""
+        chance, rows = 0.1, {}
+        for name, (natural, robust) in PUBLISHED.items():
+            if name not in self.robustness:
+                continue
+            run = self.robustness[name]
+            ours, weak = interval(run.at(run.end)), interval(run.at(run.end, WEAK))
+            stands = {"D_R": weak.low > chance, "D_NR": weak.high < chance}.get(name)
+            wanted = {"D_R": "accurate and robust", "D_NR": "accurate, not robust"}.get(name, "above chance")
+            rows[name] = {
+                "a network trained on it is": wanted,
+                "seeds": ours.seeds,
+                "natural accuracy": _with_interval(ours),
+                f"robust, {WEAK}": _with_interval(weak),
+                "published": f"{natural:.0%}, {robust:.0%}",
+                "as it should be": "yes" if ours.low > chance and stands is not False else "not shown",
+            }
+        return pd.DataFrame(rows).T.rename_axis("trained on")
+
+    def peaks(self) -> pd.DataFrame:
+        """Success and robust accuracy where SGD is stopped early (or at the nearest epoch probed) and at its end."""
+        rows = {}
+        for name, run in self.robustness.items():
+            seen, stop = self.series[name], self.stops[name]
+            robust = [run.at(e, WEAK).value for e in run.epochs]
+            most = run.epochs[int(np.argmax(robust))]
+            close = min(run.epochs, key=lambda e: abs(e - stop))
+            rows[name] = {
+                "stopped at epoch": f"{stop:g}",
+                "success there": _with_interval(interval(seen.at(stop))),
+                "at the end": _with_interval(interval(seen.at(seen.end))),
+                f"robust ({WEAK}), stopped": f"{run.at(close, WEAK).value:.1%}",
+                "at the end ": f"{robust[-1]:.1%}",
+                "most": f"{max(robust):.1%}",
+                "at epoch": f"{most:g}",
+            }
+        return pd.DataFrame(rows).T.rename_axis("trained on")
+
+
+def _with_interval(rate: Estimate) -> str:
+    return f"{rate.value:.1%} ± {(rate.high - rate.low) / 2:.1%}"
+
+
+def c1(lab: Lab) -> FeatureStudy:
+    """Transfer and robustness of surrogates trained on robust and on non-robust features, at `lab`'s scale."""
+    runs = experiments.feature_runs(lab)
+    main = {name: specs for name, specs in runs.items() if name not in experiments.CONTROLS}
+    schedule = main["D"][0].schedule
+    coarse, first = lab.scale.sharp(schedule, fine=False), {name: specs[:1] for name, specs in main.items()}
+    budgets = {
+        eps: lab.transfer(first, epochs=coarse, attack=replace(lab.scale.attack, eps=eps))
+        for eps in lab.scale.features.budgets
+        if lab.mode == "run" or experiments.attacked(lab, first, coarse, eps)
+    }
+    return FeatureStudy(
+        experiments.feature_stops(lab, runs),
+        lab.transfer(runs),
+        lab.robustness(runs, coarse),
+        {lab.scale.attack.radius: lab.transfer(first, epochs=coarse), **budgets},
+    )
+
+
+def by_steps(lab: Lab) -> pd.DataFrame:
+    """Accuracy and robustness of networks trained on D_R and D_NR, by the steps that the inversion took."""
+    end, rows = float(lab.scale.epochs), {}
+    for steps, runs in experiments.inversion_runs(lab).items():
+        found = lab.robustness(runs, [end])
+        rows[steps] = {
+            f"{name}, {label}": _with_interval(interval(run.at(end, attack)))
+            for name, run in found.items()
+            for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}"))
+        }
+    return pd.DataFrame(rows).T.rename_axis("steps")
+
 
 # --- C2 ---------------------------------------------------------------------------------------------
 
@@ -45,7 +152,7 @@ def by_denominator(series: dict[str, Series], decays: Iterable[int], after: floa
     rows = {}
     for d in decays:
         rates = {name: interval(series[f"decay at {d}"].at(d + after, name)) for name in DENOMINATORS}
-        rows[f"decay at {d}"] = {n: f"{r.value:.1%} ± {(r.high - r.low) / 2:.1%}" for n, r in rates.items()}
+        rows[f"decay at {d}"] = {n: _with_interval(r) for n, r in rates.items()}
     return pd.DataFrame(rows).T
 
 
@@ -127,7 +234,7 @@ class Gains:
             row = {
                 "seeds": len(run.accuracy),
                 "natural accuracy": f"{run.accuracy[:, run.epochs.index(epoch)].mean():.1%}",
-                "success": f"{success.value:.1%} ± {(success.high - success.low) / 2:.1%}",
+                "success": _with_interval(success),
             }
             if epoch != self.stop:
                 best = max(range(len(self.targets)), key=lambda t: self.gain(name, self.stop, [t]).value)
@@ -169,7 +276,7 @@ def late_phase(series: dict[str, Series], flatness: dict[str, Flatness], scale: 
     for e in (e for e in flat.epochs if e >= max(scale.standard)):
         rate = interval(seen.at(e))
         means = {label: f"{np.mean(flat.at(e, m)):.4g}" for m, label in {**MEASURES, "loss": "training loss"}.items()}
-        rows[f"{e:g}"] = {"success": f"{rate.value:.1%} ± {(rate.high - rate.low) / 2:.1%}", **means}
+        rows[f"{e:g}"] = {"success": _with_interval(rate), **means}
     return pd.DataFrame(rows).T.rename_axis("epoch")
 
 
@@ -206,6 +313,6 @@ def by_budget(lab: Lab, found: Gains) -> pd.DataFrame:
         for name, specs, epoch in (("SGD, stopped early", runs["SGD"], found.stop),
                                    *((n, runs[n], end[0]) for n in ("SGD", "SAM", "RFN"))):  # fmt: skip
             rate = interval(lab.transfer({name: specs}, epochs=[epoch], attack=attack)[name].at(epoch))
-            cell = f"{rate.value:.1%} ± {(rate.high - rate.low) / 2:.1%}"
+            cell = _with_interval(rate)
             rows.setdefault(name, {})[f"ε = {255 * eps:g}/255"] = cell
     return pd.DataFrame(rows).T.rename_axis("surrogate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -13,12 +14,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from rfnlib import data, execution, paths, records, scales, training, transfer
+from rfnlib import data, execution, features, paths, records, scales, training, transfer
 from rfnlib.attacks import IterativeAttack
 from rfnlib.probes import Probes
 from rfnlib.progress import Progress
-from rfnlib.series import Flatness, Series
-from rfnlib.specs import TrainSpec
+from rfnlib.series import Flatness, Robustness, Series
+from rfnlib.specs import FeatureSet, TrainSpec
 
 MODES = ("replay", "run")
 
@@ -92,6 +93,10 @@ class Lab:
         """Measure the sharpness of `runs` at `epochs`; raises as `transfer`."""
         return {name: self._flatness(name, specs, epochs) for name, specs in runs.items()}
 
+    def robustness(self, runs: dict[str, list[TrainSpec]], epochs: list[float]) -> dict[str, Robustness]:
+        """Measure the natural and robust accuracy of `runs` at `epochs`; raises as `transfer`."""
+        return {name: self._robustness(name, specs, epochs) for name, specs in runs.items()}
+
     def recorded(self, kind: str, spec: TrainSpec, epochs: list[float], attack: IterativeAttack | None = None) -> bool:
         """Whether `spec` has been probed at all of `epochs` already."""
         return not missing_epochs(self.find(kind, spec, attack), epochs)
@@ -150,10 +155,23 @@ class Lab:
         values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in measures}
         return Flatness(name, specs[0], epochs, values)
 
+    def _robustness(self, name: str, specs: list[TrainSpec], epochs: list[float]) -> Robustness:
+        found = [self.measure("robust", spec, epochs) for spec in specs]
+        rows = [[r.row(_iteration(r, e))["stands"] for e in epochs] for r in found]
+        shape = (self.scale.robustness.images,)
+        stands = {
+            attack: np.array([[records.unpack(row[attack], shape) for row in of] for of in rows])
+            for attack in rows[0][0]
+        }
+        return Robustness(name, specs[0], epochs, stands)
+
     def measure(
         self, kind: str, spec: TrainSpec, epochs: list[float], attack: IterativeAttack | None = None
     ) -> records.Record:
-        """The record of a "clean", "transfer" or "sharpness" probe of `spec`, with a row for each of `epochs`.
+        """The record of a probe of `spec`, with a row for each of `epochs`.
+
+        Args:
+            kind: "clean", "transfer", "sharpness" or "robust".
 
         Raises:
             MissingRecord: in replay, rows are missing.
@@ -164,6 +182,7 @@ class Lab:
                 attack or self.scale.attack, self._target_models, snapshot
             ),
             "sharpness": lambda snapshot: self._probes.sharpness(self.scale.sharpness, snapshot),
+            "robust": lambda snapshot: self._probes.robust(self.scale.robustness, snapshot),
         }
         return self._fill(self.find(kind, spec, attack), epochs, how[kind])
 
@@ -180,7 +199,9 @@ class Lab:
             targets = [self.scale.target(t).key() for t in self.targets()]
             probe = {"attack": (attack or self.scale.attack).describe(), **images, "targets": targets}
         else:
-            probe = {**asdict(self.scale.sharpness), "accuracy_images": self.scale.accuracy_images}
+            settings = asdict({"sharpness": self.scale.sharpness, "robust": self.scale.robustness}[kind])
+            probe = {**settings, "accuracy_images": self.scale.accuracy_images}
+        probe = json.loads(json.dumps(probe))  # as it is read back, tuples being lists
         fresh = records.Record(kind, spec, probe, per_epoch=0)
         return self.records.get(fresh.key, fresh)
 
@@ -209,6 +230,21 @@ class Lab:
     def _dataset(self) -> data.Dataset:
         return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
+    def built(self, wanted: FeatureSet | None) -> data.Dataset:
+        """The data set `wanted`, read from the cache or built, its network trained first if need be; None: D itself."""
+        if wanted is None:
+            return self._dataset
+        (last,) = self._train(wanted.model, [float(wanted.model.epochs)])
+        model, base = self._probes.load(last), self._dataset
+        how = {"steps": wanted.steps, "step": wanted.step, "cache": self.cache, "kind": wanted.name.replace("_", "-")}
+        if wanted.method == "inverted":
+            fast = execution.resolve(self.device, work=wanted.steps * len(base.train_labels)).compile
+            return features.robust_dataset(model, base, seed=wanted.seed, compile=fast, **how)
+        if wanted.method == "next-label":
+            return features.next_label_dataset(model, base, eps=wanted.eps, **how)
+        return features.random_label_dataset(model, base, eps=wanted.eps, seed=wanted.seed, **how)
+
     @functools.cached_property
     def _probes(self) -> Probes:
         return Probes(self.scale, self._dataset, self.device)
@@ -231,14 +267,14 @@ class Lab:
                 f"{record.name} lacks {len(missing)} of {len(epochs)} rows at {self.scale.name} scale; compute them "
                 f'with `python -m rfnlib run --scale {self.scale.name}` or mode "run".'
             )
-        record.per_epoch = training.steps_per_epoch(spec, self._dataset)
+        record.per_epoch = training.steps_per_epoch(spec, self._dataset)  # a built set is as large as the original
         self.records[record.key] = record
         for e in list(missing):
             row = self._shared_row(record, _iteration(record, e))
             if row is not None:
                 missing.remove(e)
-        by = spec.minimizer.method if spec.minimizer else type(spec.schedule).__name__.lower()
-        label = f"{kind}: {spec.arch}, {by}, seed {spec.seed}"
+        by = spec.traits or [type(spec.schedule).__name__.lower()]
+        label = ", ".join([f"{kind}: {spec.arch}", *by, f"seed {spec.seed}"])
         with Progress(len(missing), label) as bar:
             for snapshot in self._train(spec, missing):
                 start = time.monotonic()
@@ -273,7 +309,7 @@ class Lab:
         return training.train(
             spec,
             at,
-            dataset=self._dataset,
+            dataset=self.built(spec.features),
             cache=self.cache,
             keep=branch_points,
             device=self.device,

@@ -11,9 +11,11 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import display
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from rfnlib import paths
-from rfnlib.findings import Gains
+from rfnlib.features import image_grid
+from rfnlib.findings import FeatureStudy, Gains
 from rfnlib.series import Flatness, Series
 from rfnlib.transfer import interval
 
@@ -115,6 +117,77 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
         aligned.set_title("around the decay", loc="left")
         aligned.set_xlabel("epochs since the decay")
         aligned.legend(frameon=False, handlelength=1.2)
+    return figure
+
+
+def feature_curves(study: FeatureStudy) -> Figure:
+    """Success, natural and robust accuracy by epoch, a column a training set; the star is where SGD is stopped early.
+
+    Bands are 95 % intervals over images and seeds. The star is chosen on other images and other targets.
+    """
+    with plt.rc_context(STYLE):
+        names = list(study.robustness)
+        figure, axes = plt.subplots(
+            3, len(names), figsize=(WIDTH, 4.6), layout="constrained", sharey="row", sharex=True, squeeze=False
+        )
+        attacks = list(next(iter(study.robustness.values())).stands)
+        for column, name in enumerate(names):
+            seen, run = study.series[name], study.robustness[name]
+            colour, marker = KINDS["decay"]
+            _curve(axes[0, column], seen.epochs, [interval(seen.at(e)) for e in seen.epochs], colour, marker)
+            stop = study.stops[name]
+            axes[0, column].plot(stop, 100 * seen.at(stop).value, "*", color="black", markersize=9, zorder=5)
+            _curve(axes[1, column], run.epochs, [interval(run.at(e)) for e in run.epochs], colour, marker)
+            for attack, (colour, marker) in zip(attacks[1:], list(KINDS.values())[1:], strict=False):
+                values = [100 * run.at(e, attack).value for e in run.epochs]
+                axes[2, column].plot(run.epochs, values, color=colour, marker=marker, markersize=2.5, label=attack)
+            for axis in axes[:, column]:
+                for d in run.spec.schedule.milestones:
+                    axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+                axis.set_ylim(bottom=0)
+            seeds = run.stands["none"].shape[0]
+            axes[0, column].set_title(f"{name} ({seeds} seed{'s' * (seeds > 1)})", loc="left")
+            axes[2, column].set_xlabel("epoch")
+        for row, label in enumerate(("success rate, %", "natural accuracy, %", "robust accuracy, %")):
+            axes[row, 0].set_ylabel(label)
+        axes[2, 0].legend(frameon=False, handlelength=1.4)
+    return figure
+
+
+def feature_budgets(study: FeatureStudy) -> Figure:
+    """Success by epoch under several ε, a panel a training set, first seed; dots are each curve's highest point."""
+    with plt.rc_context(STYLE):
+        names = list(next(iter(study.budgets.values())))
+        figure, axes = plt.subplots(1, len(names), figsize=(WIDTH, 2.1), layout="constrained", squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            for (eps, found), alpha in zip(sorted(study.budgets.items()), (0.35, 0.6, 0.8, 1.0), strict=False):
+                run = found[name]
+                rates = [100 * run.at(e).value for e in run.epochs]
+                best = int(np.argmax(rates))
+                axis.plot(run.epochs, rates, color=(*KINDS["decay"][0], alpha), label=f"ε = {255 * eps:g}/255")
+                axis.plot(run.epochs[best], rates[best], "o", color=(*KINDS["decay"][0], alpha), markersize=4)
+            for d in run.spec.schedule.milestones:
+                axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+            axis.set_title(name, loc="left")
+            axis.set_xlabel("epoch")
+            axis.set_ylim(bottom=0)
+        axes[0, 0].set_ylabel("success rate, %")
+        axes[0, 0].legend(frameon=False, handlelength=1.4)
+    return figure
+
+
+def pictures(rows: dict[str, Tensor], captions: Sequence[str]) -> Figure:
+    """Rows of images, uint8 or float in [0, 1], (N, C, H, W), a row a name, a caption a column."""
+    grid, n = image_grid(*rows.values()), len(captions)
+    height, width = ((side + 1) / parts for side, parts in zip(grid.shape[:2], (len(rows), n), strict=True))
+    with plt.rc_context(STYLE):
+        size = (0.6 * n + 0.9, 0.6 * len(rows) + 0.3)
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        axis.imshow(grid, interpolation="nearest")
+        axis.set_yticks([(i + 0.5) * height - 1 for i in range(len(rows))], list(rows))
+        axis.set_xticks([(j + 0.5) * width - 1 for j in range(n)], captions)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
     return figure
 
 

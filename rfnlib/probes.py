@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, models, records, sharpness, training, transfer
 from rfnlib.attacks import IterativeAttack
-from rfnlib.scales import Scale, SharpnessProbe
+from rfnlib.scales import RobustnessProbe, Scale, SharpnessProbe
 
 
 class Probes:
@@ -38,7 +38,7 @@ class Probes:
     ) -> dict[str, Any]:
         """Attack `snapshot` as a surrogate and try the examples on `targets`; hits are kept image by image."""
         images, labels = self.attacked
-        passes = attack.steps * len(labels)
+        passes = attack.passes * len(labels)
         model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, passes)
         snapshot.load_into(model)
         with how.autocast():
@@ -82,6 +82,23 @@ class Probes:
             m = found.get(name)
             row |= {name: m and _digits(m.value), f"{name}_error": m and _digits(m.error)}
         return {**row, "passes": round(sum(m.passes for m in found.values()) * len(labels))}
+
+    def robust(self, probe: RobustnessProbe, snapshot: training.Snapshot) -> dict[str, Any]:
+        """Which of the first test images are classified correctly, as they are and under each attack of `probe`."""
+        model = self.load(snapshot)
+        images, labels = (part[: probe.images] for part in self.attacked)
+        seen = [0]
+
+        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
+
+        handle = model.register_forward_pre_hook(count)
+        stands = {"none": transfer.predict(model, images) == labels}
+        for name, attack in probe.attacks().items():
+            stands[name] = transfer.is_robust(model, images, labels, attack, probe.restarts)
+        handle.remove()
+        packed = {name: records.pack(s.cpu().numpy()) for name, s in stands.items()}
+        return {"accuracy": self._accuracy(model), "stands": packed, "passes": seen[0]}
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (probes live as long as their process)
     def _training_batches(self, n: int) -> list[tuple[Tensor, Tensor]]:

@@ -63,6 +63,16 @@ def _open(scale: str) -> Lab:
     return Lab(scale, "replay")
 
 
+def _c1(lab: Lab) -> tuple[str, str]:
+    study = findings.c1(lab)
+    shown = []
+    for name in ("D_R", "D_NR"):
+        d = transfer.interval(study.help(name))
+        sure = _sure(d, f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
+        shown.append(f"{name}: {100 * d.value:+.1f} points by stopping at epoch {study.stops[name]:g}{sure}")
+    return "; ".join(shown), claims.verdict(study.judge())
+
+
 def _c2(lab: Lab) -> tuple[str, str]:
     series, found = findings.c2(lab)
     after = lab.scale.judged_after
@@ -114,6 +124,7 @@ def _sure(estimate: transfer.Estimate, interval: str) -> str:
 
 # How each measured claim is put into one number; a claim not in here is not measured yet.
 MEASURED: dict[str, Callable[[Lab], tuple[str, str]]] = {
+    "C1": _c1,
     "C2": _c2,
     "C3": _c3,
     "C4": functools.partial(_gain, "RFN"),

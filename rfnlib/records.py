@@ -56,8 +56,7 @@ class Record:
         schedule = type(s.schedule).__name__.lower()
         at = "-".join(f"{m:g}" for m in getattr(s.schedule, "milestones", ()))
         width = f"w{s.width}" if s.width else "full"
-        by = f"-{s.minimizer.method.lower()}{s.minimizer.rho:g}" if s.minimizer else ""
-        return f"{self.kind}-{s.arch}-{width}-{schedule}{at}{by}-s{s.seed}-{self.key}.json"
+        return "-".join([self.kind, s.arch, width, f"{schedule}{at}", *s.traits, f"s{s.seed}", f"{self.key}.json"])
 
     def add(self, row: dict[str, Any], made: dict[str, Any]) -> None:
         """Insert `row`, computed by `made`, in the order of iterations."""

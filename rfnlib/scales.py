@@ -5,10 +5,21 @@ Settings were fixed before any test image was attacked, and are not tuned toward
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rfnlib.attacks import BIM, IterativeAttack
-from rfnlib.specs import AVERAGING, Cosine, Cyclic, Minimizer, OneCycle, Schedule, Step, TrainSpec
+from rfnlib.attacks import BIM, PGD, IterativeAttack
+from rfnlib.specs import (
+    AVERAGING,
+    Adversary,
+    Cosine,
+    Cyclic,
+    FeatureSet,
+    Minimizer,
+    OneCycle,
+    Schedule,
+    Step,
+    TrainSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,46 @@ class SharpnessProbe:
 
 
 @dataclass(frozen=True)
+class RobustnessProbe:
+    """How the robust accuracy of a snapshot is measured: PGD from random starts on the first `images` test images.
+
+    `budgets` are pairs of norm and ε; a step has the length 2.5 ε/`steps` (Madry et al. 2018).
+    """
+
+    images: int
+    budgets: tuple[tuple[str, float], ...] = (("l2", 0.25), ("l2", 0.5), ("linf", 1 / 255), ("linf", 2 / 255))
+    steps: int = 10
+    restarts: int = 2
+
+    def attacks(self) -> dict[str, IterativeAttack]:
+        """The attack of each budget, by a name such as "l2 0.25" or "linf 1/255"."""
+        shown = {(norm, eps): f"{255 * eps:g}/255" if norm == "linf" else f"{eps:g}" for norm, eps in self.budgets}
+        return {
+            f"{norm} {text}": PGD(eps, norm=norm, steps=self.steps, step=2.5 * eps / self.steps)
+            for (norm, eps), text in shown.items()
+        }
+
+
+@dataclass(frozen=True)
+class FeatureStudy:
+    """The data sets of claim C1 and what is trained on them.
+
+    `which` surrogate architecture: that of the networks inverted, too. `adversary` trains the robust one. The inversion
+    takes `steps` of length `step`; `tried` are other numbers of steps, to see what is lost. D_rand and D_det take
+    `targeted` steps in a ball of radius `eps`. `budgets` are the other ε of the attack.
+    """
+
+    steps: int
+    tried: tuple[int, ...]
+    step: float
+    adversary: Adversary
+    targeted: int
+    budgets: tuple[float, ...]
+    eps: float = 0.5
+    which: int = 0
+
+
+@dataclass(frozen=True)
 class Scale:
     """One size of the whole reproduction.
 
@@ -72,6 +123,8 @@ class Scale:
     seeds: tuple[int, ...]
     sharpness: SharpnessProbe
     sharp_every: int
+    robustness: RobustnessProbe
+    features: FeatureStudy
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
     budgets: tuple[float, ...] = (2 / 255, 8 / 255)
     every: int = 1
@@ -122,6 +175,21 @@ class Scale:
             schedule=OneCycle(self.lr), epochs=self.target_epochs, batch=self.batch, seed=1000,
         )  # fmt: skip
 
+    def inverted(self, robust: bool, steps: int | None = None) -> FeatureSet:
+        """D_R (`robust`) or D_NR: the features of a network that is trained as the targets are, on other seeds."""
+        study = self.features
+        arch, width = self.surrogates[study.which]
+        plain = replace(self.target(Target(arch, width)), seed=1001)
+        model = replace(plain, adversary=study.adversary) if robust else plain
+        return FeatureSet("inverted", model, steps or study.steps, study.step)
+
+    def feature_sets(self) -> dict[str, FeatureSet | None]:
+        """What the surrogates of claim C1 are trained on: D itself, D_R, D_NR, and the controls D_rand, D_det."""
+        study, standard = self.features, self.inverted(False)
+        towards = {"steps": study.targeted, "step": 0.1, "eps": study.eps}
+        controls = [FeatureSet(m, standard.model, **towards) for m in ("random-label", "next-label")]
+        return {"D": None, **{f.name: f for f in (self.inverted(True), standard, *controls)}}
+
     def probed(self, schedule: Schedule) -> list[float]:
         """The epochs at which a surrogate trained by `schedule` is attacked."""
         coarse = [float(e) for e in range(self.every, self.epochs + 1, self.every)]
@@ -171,6 +239,10 @@ SMOKE = Scale(
     seeds=(0,),
     sharpness=SharpnessProbe(images=64),
     sharp_every=3,
+    robustness=RobustnessProbe(images=200, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
+    features=FeatureStudy(
+        steps=20, tried=(), step=0.1, adversary=Adversary("l2", 0.5, steps=2), targeted=10, budgets=(20 / 255,)
+    ),
     rhos=(0.05, 0.2),
     budgets=(20 / 255,),
     fine=(0.5,),
@@ -204,6 +276,16 @@ LAPTOP = Scale(
     seeds=(0, 1, 2),
     sharpness=SharpnessProbe(images=128),
     sharp_every=3,
+    robustness=RobustnessProbe(images=200),
+    features=FeatureStudy(
+        steps=20,
+        tried=(5, 40),
+        step=0.5,
+        adversary=Adversary("l2", 0.5, steps=2),
+        targeted=10,
+        budgets=(2 / 255, 8 / 255),
+        which=1,
+    ),
 )
 
 PAPER = Scale(
@@ -240,6 +322,16 @@ PAPER = Scale(
     seeds=(0, 1, 2),
     sharpness=SharpnessProbe(images=10_000, tol=1e-3, products=100, probes=15, deflate=15),
     sharp_every=10,
+    robustness=RobustnessProbe(images=2000, steps=20, restarts=5),
+    features=FeatureStudy(
+        steps=1000,
+        tried=(100,),
+        step=0.1,
+        adversary=Adversary("l2", 0.5, steps=7, step=0.1),
+        targeted=100,
+        budgets=(2 / 255, 8 / 255, 16 / 255),
+        which=1,
+    ),
     rhos=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0),
     every=5,
     fine=(0.1, 0.25, 0.5, 2.0, 3.0),

@@ -57,7 +57,29 @@ class Flatness:
         return self.values[measure][:, nearest(self, epoch)]
 
 
-def nearest(run: Series | Flatness, epoch: float) -> int:
+@dataclass(frozen=True)
+class Robustness:
+    """Natural and robust accuracy along one training run, several seeds of it.
+
+    `stands[attack]` says which images are classified correctly under an attack of `RobustnessProbe.attacks`, or
+    under "none", bool (seeds, epochs, images).
+    """
+
+    name: str
+    spec: TrainSpec
+    epochs: list[float]
+    stands: dict[str, np.ndarray]
+
+    @property
+    def end(self) -> float:
+        return self.epochs[-1]
+
+    def at(self, epoch: float, attack: str = "none") -> transfer.Influence:
+        """The accuracy at `epoch` under `attack`."""
+        return transfer.share(self.stands[attack][:, nearest(self, epoch)])
+
+
+def nearest(run: Series | Flatness | Robustness, epoch: float) -> int:
     """The index of `epoch` in `run.epochs`.
 
     Raises:

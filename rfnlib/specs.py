@@ -279,7 +279,8 @@ class TrainSpec:
     """One training run: SGD with momentum on a data set, by a schedule, from a seed.
 
     `minimizer` None means SGD alone, else a method around it; `adversary` None means images as they are, else
-    adversarial ones. `n_train` None means the whole training set; `width` None the published width.
+    adversarial ones; `features` None means the training set itself, else one built from it. `n_train` None means the
+    whole training set; `width` None the published width.
     `seed` draws the initial weights, the order of the images, their augmentation and the adversary's
     random starts, each from its own stream. Defaults are the authors' earlier public settings for CIFAR
     (see README, *Settings*).
@@ -300,12 +301,18 @@ class TrainSpec:
     seed: int = 0
     minimizer: Minimizer | None = None
     adversary: Adversary | None = None
+    features: FeatureSet | None = None
 
     def __post_init__(self) -> None:
         kind = isinstance(self.minimizer, Minimizer | None)
         require(kind, f"minimizer is {self.minimizer!r}; give a Minimizer, or None for SGD alone.")
         kind = isinstance(self.adversary, Adversary | None)
         require(kind, f"adversary is {self.adversary!r}; give an Adversary, or None for images as they are.")
+        kind = isinstance(self.features, FeatureSet | None)
+        require(kind, f"features is {self.features!r}; give a FeatureSet, or None for the training set itself.")
+        of = self.features.model if self.features else self
+        same = (of.data, of.n_train) == (self.data, self.n_train)
+        require(same, "features are those of a network trained on other images; give both specs one data and n_train.")
         free = self.adversary is not None and self.adversary.replay is not None
         require(
             not (free and self.minimizer),
@@ -350,10 +357,61 @@ class TrainSpec:
             past = replace(self, epochs=1, schedule=self.schedule.until(iteration / per_epoch))
         return key("snapshot", RECIPE, past, iteration)
 
+    @property
+    def traits(self) -> list[str]:
+        """What tells this run from plain training on the images as they are, in short words for names and labels."""
+        m, a = self.minimizer, self.adversary
+        by = [f"{m.method.lower()}{m.rho:g}"] if m else []
+        against = [f"{f'free{a.replay}' if a.replay else f'pgd{a.steps}'}-{a.norm}-{a.eps:.3g}"] if a else []
+        return [*by, *against, *([self.features.name] if self.features else [])]
+
     def describe(self) -> dict[str, Any]:
         """Every field as JSON data, defaults included: what a record shows its reader."""
         plain = asdict(self)
+        if self.features:
+            plain["features"]["model"] = self.features.model.describe()
         return {**plain, "schedule": {"is": type(self.schedule).__name__, **plain["schedule"]}}
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Training images built from those of `model`'s run, after Ilyas et al. (2019); made by `rfnlib.features`.
+
+    Attributes:
+        method: "inverted": unrelated images with the features that `model` sees in the original ones, D_R if it was
+            trained adversarially, else D_NR; "random-label", D_rand, and "next-label", D_det: images moved towards
+            another class, which is their label.
+        model: the training run whose last network is used.
+        steps, step: gradient steps an image, and their length in l2, in units of [0, 1] pixels of the whole image.
+        eps: radius of the l2 ball of D_rand and D_det; None for inversion, which has none.
+        seed: of the starting images, or of the classes.
+    """
+
+    method: str
+    model: TrainSpec
+    steps: int
+    step: float = 0.1
+    eps: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.method in FEATURES, f"method is {self.method!r}; give one of {', '.join(map(repr, FEATURES))}.")
+        require(isinstance(self.model, TrainSpec), f"model is {self.model!r}; give the TrainSpec of a network.")
+        require(_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
+        require(_positive(self.step), f"step is {self.step!r}; give a positive number.")
+        ball = self.eps is None if self.method == "inverted" else _positive(self.eps)
+        wanted = "None, since inversion has no ball" if self.method == "inverted" else "a positive radius"
+        require(ball, f"eps is {self.eps!r} with {self.method}; give {wanted}.")
+        require(_whole(self.seed, 0), f"seed is {self.seed!r}; give an integer of at least 0.")
+
+    @property
+    def name(self) -> str:
+        """D_R, D_NR, D_rand or D_det."""
+        inverted = "D_R" if self.model.adversary else "D_NR"
+        return {"inverted": inverted, "random-label": "D_rand", "next-label": "D_det"}[self.method]
+
+
+FEATURES = ("inverted", "random-label", "next-label")
 
 
 def _names() -> str:
@@ -369,11 +427,12 @@ def parse(plain: dict[str, Any]) -> TrainSpec:
     try:
         kinds = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
         schedule = {k: _tuple(v) for k, v in plain["schedule"].items() if k != "is"}
-        minimizer, adversary = plain.get("minimizer"), plain.get("adversary")
+        minimizer, adversary, features = (plain.get(k) for k in ("minimizer", "adversary", "features"))
         built = {
             "schedule": kinds[plain["schedule"]["is"]](**schedule),
             "minimizer": Minimizer(**minimizer) if minimizer else None,
             "adversary": Adversary(**adversary) if adversary else None,
+            "features": FeatureSet(**{**features, "model": parse(features["model"])}) if features else None,
         }
         return TrainSpec(**{**plain, **built})
     except (AttributeError, KeyError, TypeError) as error:

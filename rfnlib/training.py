@@ -137,11 +137,12 @@ def train(
         tick: called after every state saved; may raise to stop in time.
 
     Raises:
-        SpecError: `at` outside the run, or a batch larger than the training set.
+        SpecError: `at` outside the run, a batch larger than the training set, or `features` without a `dataset`.
         ValueError: an unknown architecture, data set or execution.
         TrainingDiverged: the loss became infinite or NaN.
         DiskFull: no room for a snapshot; everything finished is kept.
     """
+    require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
     dataset = dataset or data.load(spec.data).subset(spec.n_train)
     per_epoch = steps_per_epoch(spec, dataset)
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)

@@ -1,4 +1,4 @@
-"""From hits to success rates: who was fooled, counted over which images, and how sure that is.
+"""From hits to success rates: who was fooled, counted over which images, and how sure that is; robust accuracy.
 
 The unit is a hit: target t misclassifies the adversarial image made from image i by the surrogate of
 seed s. Hits are kept for every image and target; a denominator chooses which of them count.
@@ -6,12 +6,15 @@ seed s. Hits are kept for every image and target; a denominator chooses which of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
+
+from rfnlib.attacks import IterativeAttack
+from rfnlib.transforms import require, require_whole
 
 DENOMINATORS = {
     "all-targets-correct": "images that every target classifies correctly (the authors' rule)",
@@ -32,6 +35,57 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     finally:
         for m, training in modes:
             m.training = training
+
+
+# --- robust accuracy -----------------------------------------------------------------------------------------------
+
+
+def is_robust(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: IterativeAttack,
+    restarts: int = 1,
+    batch_size: int = 256,
+) -> Tensor:
+    """Which images the model classifies correctly, as they are and after every restart of `attack`: bool (N,).
+
+    Restart r is `attack` with the seed `attack.seed` + r on the images that have withstood so far, for the others
+    are lost already. For several radii call it several times: `PGD(eps=e, steps=20)` for e in a list.
+
+    Args:
+        model: put in eval mode meanwhile, and left as found.
+        images: float (N, C, H, W) in [0, 1], on the model's device.
+        labels: int64 (N,).
+        attack: untargeted; with a random start if `restarts` is more than 1.
+
+    Raises:
+        AttackError: restarts that would repeat each other, a targeted attack, or what cannot be attacked.
+    """
+    require_whole("restarts", restarts, 1)
+    same = restarts > 1 and not attack.random_start
+    require(not same, f"{restarts} restarts without a random start would be one; use PGD, or restarts=1.")
+    require(not attack.targeted, "the attack is targeted; robust accuracy is about any other class.")
+    left = predict(model, images, batch_size) == labels
+    for r in range(restarts):
+        at = left.nonzero()[:, 0]
+        if not len(at):
+            break
+        again = replace(attack, seed=(attack.seed + r) % 2**32)
+        adversarial = again(model, images[at], labels[at], batch_size=batch_size)
+        left[at] = predict(model, adversarial, batch_size) == labels[at]
+    return left
+
+
+def robust_accuracy(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
+) -> float:
+    """The share of images that `is_robust` finds so, of all that are given (Madry et al. 2018, ICLR)."""
+    require(len(images) > 0, "there are no images; give at least one.")
+    return float(is_robust(model, images, labels, attack, restarts, batch_size).float().mean())
+
+
+# --- hits and rates ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -126,6 +180,12 @@ def influence(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None 
     rate = (m * y).mean((0, 1)) / share
     z = (m * (y - rate) / share).mean(2)
     return Influence(float(rate.mean()), z, int(m.any((0, 2)).sum()))
+
+
+def share(outcomes: np.ndarray) -> Influence:
+    """The share of images for which something holds, bool (S, N), with its influence: the simplest rate."""
+    value = float(outcomes.mean())
+    return Influence(value, outcomes - value, outcomes.shape[1])
 
 
 def average(rates: list[Influence]) -> Influence:

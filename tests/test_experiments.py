@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+import scenes
 
-from rfnlib import claims, findings, records, scales, training
+from rfnlib import claims, findings, records, training
 from rfnlib.attacks import BIM
-from rfnlib.experiments import chosen_rho, estimate, flat_runs, sharpness_runs, stopping_epoch, work
+from rfnlib.experiments import (
+    CONTROLS,
+    chosen_rho,
+    estimate,
+    feature_runs,
+    flat_runs,
+    inversion_runs,
+    sharpness_runs,
+    stopping_epoch,
+    work,
+)
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.scales import SharpnessProbe, Target
-from rfnlib.specs import Minimizer
+from rfnlib.scales import FeatureStudy, RobustnessProbe, SharpnessProbe, Target
+from rfnlib.specs import Adversary, Minimizer
 
 TINY = replace(
-    scales.SMOKE,
-    name="tiny",
+    scenes.TINY,
     n_train=120,
     surrogates=(("resnet18", 4), ("cnn", 6)),
-    epochs=3,
-    batch=40,
-    decays=(1, 2),
-    standard=(1, 2),
-    cycle=2,
-    target_epochs=6,
     targets=(Target("cnn", 16, "validation"), Target("cnn", 8), Target("vgg11", 8)),
     attack=BIM(eps=32 / 255, steps=2),
-    test_images=30,
     validation_images=20,
-    accuracy_images=50,
-    seeds=(0, 1),
     sharpness=SharpnessProbe(images=12, products=8, probes=2, deflate=2),
     sharp_every=3,
     rhos=(0.05, 0.1, 0.3),
     budgets=(16 / 255,),
     fine=(0.5,),
+    robustness=RobustnessProbe(images=20, budgets=(("l2", 0.25), ("linf", 8 / 255)), steps=2, restarts=2),
+    features=FeatureStudy(
+        steps=4, tried=(2,), step=0.1, adversary=Adversary("l2", 0.5, steps=1), targeted=2, budgets=(16 / 255,), which=1
+    ),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +83,7 @@ def test_everything_is_recorded_and_replayed_without_work(replay):
     assert len({job.record().key for job in jobs}) == len(jobs), "no measurement is listed twice"
     assert estimate(replay, jobs) == [0.0] * len(jobs)
     kinds = {job.kind for job in jobs}
-    assert kinds == {"clean", "transfer", "sharpness"}
+    assert kinds == {"clean", "transfer", "sharpness", "robust"}
 
 
 def test_rho_is_the_one_with_most_success_on_validation_images_and_targets(replay):
@@ -203,3 +199,84 @@ def test_a_drop_of_sharpness_is_the_logarithm_of_the_ratio(replay):
     assert compared[0].difference.value == pytest.approx(expected)
     shown = claims.factors(compared)
     assert float(shown["drops by the factor"].iloc[0]) == pytest.approx(np.exp(expected), abs=0.006)
+
+
+def forget(lab: Lab, *kinds: str, where=lambda spec: True) -> None:
+    """Drop the records of training runs on built sets `where` it holds of the spec."""
+    for key, record in list(lab.records.items()):
+        if record.kind in kinds and record.spec.features and where(record.spec):
+            del lab.records[key]
+
+
+def test_feature_surrogates_have_every_seed_and_controls_one(replay):
+    runs = feature_runs(replay)
+    assert {name: len(specs) for name, specs in runs.items()} == {"D": 2, "D_R": 2, "D_NR": 2, "D_rand": 1, "D_det": 1}
+    assert runs["D"] == [TINY.flat(None, seed, which=1) for seed in (0, 1)]
+    assert runs["D_R"][0].features.model.adversary == TINY.features.adversary
+    assert runs["D_NR"][0].features.model == runs["D_rand"][0].features.model
+    assert sorted(inversion_runs(replay)) == [2, 4]
+    for name, specs in runs.items():
+        assert all(spec.arch == "cnn" and spec.schedule == specs[0].schedule for spec in specs), name
+
+
+def test_feature_surrogates_that_are_not_recorded_are_left_out(replay, folder):
+    forget(replay, "robust", where=lambda spec: spec.features.name == "D_NR" and spec.seed == 1)
+    assert {name: len(specs) for name, specs in feature_runs(replay).items()} == {
+        "D": 1, "D_R": 1, "D_NR": 1, "D_rand": 1, "D_det": 1,
+    }  # fmt: skip
+    forget(replay, "transfer", where=lambda spec: spec.features.name == "D_det")
+    assert list(feature_runs(replay)) == ["D", "D_R", "D_NR", "D_rand"]
+    forget(replay, "robust", where=lambda spec: spec.features.method == "inverted" and spec.features.steps == 2)
+    assert list(inversion_runs(replay)) == [4]
+    running = open_lab(folder)
+    forget(running, "robust", "transfer")
+    assert list(feature_runs(running)) == ["D", "D_R", "D_NR", *CONTROLS]
+    assert all(len(feature_runs(running)[name]) == 2 for name in ("D", "D_R", "D_NR"))
+
+
+def test_early_stopping_on_features_is_judged_at_the_epoch_chosen_on_validation(replay):
+    study = findings.c1(replay)
+    specs = feature_runs(replay)["D_NR"]
+    (seen,) = replay.transfer({"D_NR": specs}, role="validation").values()
+    assert all(seen.at(study.stops["D_NR"]).value >= seen.at(e).value for e in seen.epochs)
+    run = study.series["D_NR"]
+    assert run.hits[0].adv_wrong.shape == (2, 30, 2), "judged on test images and test targets"
+    found = {f.run: f.difference.value for f in study.judge()}
+    assert found["D_NR"] == run.at(study.stops["D_NR"]).value - run.at(3.0).value
+    assert list(found) == ["D_R", "D_NR"]
+
+
+def test_robust_accuracy_is_recorded_image_by_image(replay):
+    study = findings.c1(replay)
+    for run in study.robustness.values():
+        assert list(run.stands) == ["none", "l2 0.25", "linf 8/255"]
+        for attack in ("l2 0.25", "linf 8/255"):
+            assert run.stands[attack].shape == (len(run.stands["none"]), len(run.epochs), 20)
+            assert not (run.stands[attack] & ~run.stands["none"]).any(), "who stands under attack stands without"
+    spec = feature_runs(replay)["D_R"][0]
+    row = replay.find("robust", spec).rows[-1]
+    assert 0 < row["passes"] <= 20 * 2 * 2 * 2, "images, steps, restarts, budgets; the fallen are not attacked again"
+
+
+def test_the_tables_of_claim_1_show_what_the_records_say(replay):
+    study = findings.c1(replay)
+    checks, end = study.checks(), study.robustness["D_R"].end
+    assert list(checks.index) == ["D_R", "D_NR", "D_rand", "D_det"]
+    natural = study.robustness["D_R"].at(end).value
+    assert checks.loc["D_R", "natural accuracy"].startswith(f"{natural:.1%}")
+    assert checks.loc["D_R", "published"] == "84%, 48%" and checks.loc["D_rand", "seeds"] == 1
+    assert list(findings.by_steps(replay).index) == [2, 4]
+    assert sorted(study.budgets) == [16 / 255, 32 / 255]
+    assert set(study.peaks().index) == set(study.series)
+
+
+def test_building_a_set_counts_in_the_estimate(folder, tmp_path):
+    lab = open_lab(tmp_path)
+    jobs = [job for job in work(lab) if job.kind == "robust" and job.spec.seed == 0]
+    on = {
+        job.spec.features.name if job.spec.features else "D": job
+        for job in jobs
+        if job.spec.features is None or job.spec.features.steps != 2
+    }
+    seconds = dict(zip(on, estimate(lab, list(on.values())), strict=True))
+    assert seconds["D_R"] > seconds["D"] > 0, "a network and an inversion on top"

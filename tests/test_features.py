@@ -12,21 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfnlib import data, features, models, training
-from rfnlib.attacks import BIM, FGSM, PGD
 from rfnlib.features import DamagedFeatures, FeatureError
 from rfnlib.specs import Step, TrainSpec
 
 DIGITS = data.load("digits").subset(60)
 FEW = {"steps": 6, "chunk": 25, "progress": False}
 OUTSIDE = math.sqrt(64) / 510  # how far rounding can move a digit
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed: int = 0) -> models.Network:
@@ -184,7 +176,6 @@ def test_the_model_and_torchs_generator_are_left_as_they_were(tmp_path):
     invert_digits(tmp_path, model)
     invert_digits(tmp_path, model, layer="body")
     features.random_label_dataset(model, DIGITS, steps=2, cache=tmp_path, progress=False)
-    features.is_robust(model, data.to_float(DIGITS.test_images), DIGITS.test_labels, PGD(steps=1), restarts=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
@@ -520,72 +511,6 @@ def test_targeted_sets_of_other_settings_are_other_sets(tmp_path):
     names = {build(MODEL, DIGITS, **{**base, **change}, **how).name for change in changes}
     names |= {build(network(1), DIGITS, **base, **how).name, build(MODEL, DIGITS.subset(40), **base, **how).name}
     assert len(names) == 7
-
-
-# ------------------------------------------------------------------------------------ robust accuracy
-
-
-class Linear(nn.Module):
-    """Two classes, z₁ − z₀ = ⟨w, x⟩ + b: what an attack can do is known."""
-
-    def __init__(self):
-        super().__init__()
-        w = torch.randn(16, generator=torch.Generator().manual_seed(0))
-        self.w, self.b = nn.Parameter(w), nn.Parameter(-w.sum() / 2)  # undecided about grey
-
-    def forward(self, x):
-        z = x.flatten(1) @ self.w + self.b
-        return torch.stack([-z / 2, z / 2], 1)
-
-
-@pytest.mark.parametrize("eps", [0.0, 0.01, 0.03])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_robust_accuracy_of_a_linear_model_is_what_its_margins_say(norm, eps):
-    model, drawn = Linear(), torch.Generator().manual_seed(1)
-    x = 0.1 + 0.8 * torch.rand(300, 1, 4, 4, generator=drawn)  # too far from 0 and 1 to be clipped
-    y = torch.randint(0, 2, (300,), generator=drawn)
-    with torch.no_grad():
-        margin = (2 * y - 1) * (x.flatten(1) @ model.w + model.b)
-        dual = model.w.abs().sum() if norm == "linf" else model.w.norm()
-    expected = margin > eps * dual
-    unsure = (margin - eps * dual).abs() < 1e-4
-    for attack, restarts in ((FGSM(eps=eps, norm=norm), 1), (PGD(eps=eps, steps=10, norm=norm, step=eps), 2)):
-        found = features.is_robust(model, x, y, attack, restarts, batch_size=70)
-        assert torch.equal(found[~unsure], expected[~unsure])
-        share = features.robust_accuracy(model, x, y, attack, restarts)
-        assert share == pytest.approx(float(found.float().mean()))
-    assert 0.1 < float(expected.float().mean()) < 0.9
-
-
-def test_an_image_that_any_restart_fools_is_not_robust():
-    x, y = data.to_float(DIGITS.test_images[:80]), MODEL.eval()(data.to_float(DIGITS.test_images[:80])).argmax(1)
-    attack = PGD(eps=0.06, step=0.0, steps=1)  # nothing but its random start
-    left, alive = [], torch.arange(80)
-    for r in range(4):
-        adv = replace(attack, seed=r)(MODEL, x[alive], y[alive])
-        alive = alive[MODEL(adv).argmax(1) == y[alive]]
-        left.append(alive.tolist())
-    for r in range(4):
-        assert features.is_robust(MODEL, x, y, attack, r + 1).nonzero()[:, 0].tolist() == left[r]
-    assert len(left[3]) < len(left[0]) < 80
-    assert not features.is_robust(MODEL, x, (y + 1) % 10, attack).any(), "wrong without any attack"
-    assert features.is_robust(MODEL, x[:0], y[:0], attack).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("attack", "restarts", "said"),
-    [
-        (BIM(steps=1), 2, "2 restarts without a random start would be one; use PGD"),
-        (PGD(steps=1), 0, "restarts is 0; give an integer of at least 1"),
-        (PGD(steps=1, targeted=True), 1, "the attack is targeted"),
-    ],
-)
-def test_robust_accuracy_refuses_what_cannot_be_meant(attack, restarts, said):
-    x, y = data.to_float(DIGITS.test_images), DIGITS.test_labels
-    with pytest.raises(FeatureError, match=said):
-        features.robust_accuracy(MODEL, x, y, attack, restarts)
-    with pytest.raises(FeatureError, match="there are no images"):
-        features.robust_accuracy(MODEL, x[:0], y[:0], PGD(steps=1))
 
 
 # ---------------------------------------------------------------------------------------- image grids

@@ -21,6 +21,12 @@ def test_a_scale_fits_together(scale):
     assert {t.role for t in scale.targets} == {"test", "validation"}
     assert all(0 < d < scale.epochs for d in (*scale.decays, *scale.standard))
     assert set(scale.standard) <= set(scale.decays), "the second decay starts from a state another run has kept"
+    assert scale.robustness.images <= scale.test_images, "robust accuracy is on test images that are attacked anyway"
+    assert "l2 0.25" in scale.robustness.attacks(), "the sanity checks of claim C1 look there"
+    sets = scale.feature_sets()
+    assert list(sets) == ["D", "D_R", "D_NR", "D_rand", "D_det"] and sets["D"] is None
+    assert scale.features.steps not in scale.features.tried
+    assert sets["D_R"].model.seed not in (*scale.seeds, scale.target(scale.targets[0]).seed), "a network of its own"
     for schedule in scale.schedules().values():
         probed = scale.probed(schedule)
         assert probed == sorted(set(probed)) and probed[-1] == scale.epochs

@@ -14,6 +14,7 @@ from rfnlib.specs import (
     Adversary,
     Cosine,
     Cyclic,
+    FeatureSet,
     Minimizer,
     OneCycle,
     SpecError,
@@ -120,6 +121,7 @@ OTHER = {
     "seed": 1,
     "minimizer": Minimizer("SAM", 0.05),
     "adversary": Adversary("l2", 0.5),
+    "features": FeatureSet("inverted", spec(), steps=5),
 }
 
 
@@ -280,6 +282,22 @@ def test_warm_up_rises_linearly_and_then_leaves_the_schedule_alone():
     assert later == pytest.approx(rates(Cosine(0.5), 8, [t - 2 for t in times]))
 
 
+def built(method: str = "inverted", **fields) -> FeatureSet:
+    return FeatureSet(method, **{"model": spec(), "steps": 5, **fields})
+
+
+def test_a_built_set_is_part_of_the_spec_and_comes_back_from_json():
+    robust = built(model=spec(adversary=Adversary("l2", 0.5)))
+    towards = [built(method, eps=0.5, seed=3) for method in ("random-label", "next-label")]
+    sets = [None, robust, built(), built(steps=6), built(step=0.2), built(seed=1), *towards]
+    specs = [spec(features=features) for features in sets]
+    assert len({s.key() for s in specs}) == len({s.history_key(1, 10) for s in specs}) == len(specs)
+    for s in specs:
+        assert parse(json.loads(json.dumps(s.describe()))) == s
+    assert [f.name for f in (robust, built(), *towards)] == ["D_R", "D_NR", "D_rand", "D_det"]
+    assert specs[1].traits == ["D_R"] and robust.model.traits == ["pgd7-l2-0.5"] and spec().traits == []
+
+
 @quick
 @given(some_schedule, st.integers(1, 40), st.floats(0, 1))
 def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
@@ -317,6 +335,15 @@ def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
         (lambda: spec(weight_decay=math.inf), "weight_decay is inf;"),
         (lambda: spec(label_smoothing=1), "label_smoothing is 1;"),
         (lambda: spec(nesterov=True, momentum=0), "nesterov"),
+        (lambda: spec(features="D_R"), "features is 'D_R';"),
+        (lambda: spec(features=built(), n_train=77), "features are those of a network trained on other images;"),
+        (lambda: built("noise"), "method is 'noise';"),
+        (lambda: built(model="resnet18"), "model is 'resnet18';"),
+        (lambda: built(steps=0), "steps is 0;"),
+        (lambda: built(step=0.0), "step is 0.0;"),
+        (lambda: built(eps=0.5), "eps is 0.5 with inverted; give None"),
+        (lambda: built("next-label"), "eps is None with next-label;"),
+        (lambda: built(seed=-1), "seed is -1;"),
     ],
 )
 def test_a_bad_value_gives_one_sentence_that_names_it(make, named):
