@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,10 +44,12 @@ from torch import Tensor, nn
 
 from rfnlib import execution, paths
 from rfnlib.attacks import IterativeAttack, frozen
+from rfnlib.checks import is_number, is_whole
 from rfnlib.data import Dataset, to_float
 from rfnlib.files import write_atomic
 from rfnlib.progress import Progress
 from rfnlib.specs import key
+from rfnlib.transforms import norms
 
 RECIPE = 1  # raised when the same arguments would, by a change of the code, make other images
 BEYOND_CHANCE = 1e-6  # starting images are refused if so strong a tie to the labels is less likely than this
@@ -106,9 +107,9 @@ def robust_dataset(
         DiskFull: no room for a chunk; those before are kept.
     """
     _check_images(data)
-    _require(_whole(steps, 1), f"steps is {steps!r}; give an integer of at least 1.")
-    number = isinstance(step, int | float) and not isinstance(step, bool) and 0 < step < math.inf
-    _require(number, f"step is {step!r}; give a positive length in units of [0, 1] pixels, such as 0.1.")
+    _require(is_whole(steps, 1), f"steps is {steps!r}; give an integer of at least 1.")
+    positive = is_number(step) and step > 0
+    _require(positive, f"step is {step!r}; give a positive length in units of [0, 1] pixels, such as 0.1.")
     _require(starts is None or seed == 0, f"seed is {seed}, but starts are given, which need none; give one of them.")
     device = _device(model)
     chosen = execution.resolve(device.type, precision, compile, False)
@@ -242,8 +243,7 @@ def invert(
         with torch.enable_grad():
             loss = (features(x) - goal).square().sum() / 2
             (gradient,) = torch.autograd.grad(loss, x)
-        lengths = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (x.dim() - 1))
-        x = (x.detach() - step * gradient / lengths).clamp(0.0, 1.0)
+        x = (x.detach() - step * gradient / norms(gradient).clamp_min(1e-12)).clamp(0.0, 1.0)
         tick()
     return x
 
@@ -454,7 +454,7 @@ def _built(
     tick: Tick = lambda: None,
 ) -> Dataset:
     """The data set whose images `make` makes, a chunk at a time, those that are not on disk."""
-    _require(_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
+    _require(is_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
     _require(kind.replace("-", "").isalnum(), f"kind is {kind!r}; give a name of letters, digits and hyphens.")
     recipe |= {"chunk": chunk}  # which moves the last bits
     name, labels = key("features", RECIPE, recipe), labels.cpu()
@@ -506,10 +506,6 @@ def _generator(*names: object) -> torch.Generator:
 
 def _device(model: nn.Module) -> torch.device:
     return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(ok: Any, message: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from rfnlib import data, execution, features, paths, records, scales, training, transfer
 from rfnlib.attacks import IterativeAttack
+from rfnlib.checks import is_whole
 from rfnlib.probes import Probes
 from rfnlib.progress import Progress
 from rfnlib.series import Flatness, Robustness, Series
@@ -57,7 +58,7 @@ class Lab:
         self.scale = scales.get(scale) if isinstance(scale, str) else scale
         self.mode = mode
         self.seeds = list(self.scale.seeds if seeds is None else seeds)
-        whole = all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 1000 for s in self.seeds)
+        whole = all(is_whole(s, 0, 999) for s in self.seeds)
         if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; give one or more different integers from 0 to 999.")
         self.device = execution.resolve(device).device

@@ -54,6 +54,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
+from rfnlib.checks import is_whole
+
 Base = Callable[..., Optimizer] | Optimizer
 Schedule = Callable[[int, float], float]  # ρ from the step's index and the first parameter group's learning rate
 Rho = float | Schedule
@@ -554,8 +556,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _require(fine, f"{name} is {value!r}; give a whole number of at least {least}.")
+    _require(is_whole(value, least), f"{name} is {value!r}; give a whole number of at least {least}.")
     return value
 
 

@@ -54,6 +54,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rfnlib.checks import is_whole
+
 ImageShape = tuple[int, int, int]
 Body = tuple[list[nn.Module], int]
 """The layers that turn normalised images (B, C, H, W) into vectors (B, D), and D."""
@@ -493,7 +495,7 @@ def build(
 
 
 def _require_count(name: str, value: object, way_out: str, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise ValueError(f"{name} is {value!r}: give an integer of at least {least}, {way_out}.")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rfnlib import data, execution, models, records, sharpness, training, transfer
 from rfnlib.attacks import IterativeAttack
 from rfnlib.scales import RobustnessProbe, Scale, SharpnessProbe
+from rfnlib.specs import stream
 
 
 class Probes:
@@ -23,7 +24,7 @@ class Probes:
     def __init__(self, scale: Scale, dataset: data.Dataset, device: str):
         self.scale, self.dataset, self.how = scale, dataset, execution.resolve(device)
         # One fixed order of the test images: the attacked test images come first, then the validation ones.
-        drawn = torch.Generator().manual_seed(training.stream(0, "images"))
+        drawn = torch.Generator().manual_seed(stream(0, "images"))
         self.order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
         self.attacked = self._take(scale.test_images + scale.validation_images)
         self.accuracy_pool = self._take(scale.accuracy_images)

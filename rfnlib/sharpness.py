@@ -41,6 +41,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rfnlib.attacks import frozen
+from rfnlib.checks import is_number, is_whole
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images, float (B, C, H, W), and labels, int64 (B,): the same at every iteration."""
@@ -604,14 +605,11 @@ def _finite(values: Tensor, what: str) -> Tensor:
 
 
 def _whole(name: str, value: object, least: int, way_out: str, most: float = math.inf) -> None:
-    fine = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    _require(fine, f"{name} is {value!r}; give a whole number of at least {least}, {way_out}.")
+    _require(is_whole(value, least, most), f"{name} is {value!r}; give a whole number of at least {least}, {way_out}.")
 
 
 def _number(name: str, value: object, way_out: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fine = number and math.isfinite(value) and value >= 0
-    _require(fine, f"{name} is {value!r}; give a number of at least 0, {way_out}.")
+    _require(is_number(value, 0), f"{name} is {value!r}; give a number of at least 0, {way_out}.")
 
 
 def _require(ok: bool, message: str) -> None:

@@ -12,6 +12,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from rfnlib.checks import is_number, is_whole
+
 RECIPE = 1  # raised when the same spec would, by a change of the code, train another network
 
 
@@ -51,6 +53,12 @@ def key(*parts: Any) -> str:
     """16 hexadecimal digits of SHA-256 over the canonical JSON of `parts`."""
     text = json.dumps(canonical(list(parts)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stream(seed: int, *names: object) -> int:
+    """A 63-bit seed for the random stream with these names: adding a stream never shifts another."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 # --- learning-rate schedules: lr(t) with t in epochs, t = 0 at the first step -----------------------
@@ -186,12 +194,11 @@ class Minimizer:
         require(self.method in METHODS, f"method is {self.method!r}; give one of {', '.join(METHODS)}.")
         for name in ("rho", "warmup"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(number and 0 <= value < math.inf, f"{name} is {value!r}; give a number of 0 or more.")
+            require(is_number(value, 0), f"{name} is {value!r}; give a number of 0 or more.")
         swa = self.method == "SWA"
         require(swa == (self.rho == 0), f"rho is {self.rho} with {self.method}; give 0 to SWA, more to the others.")
         given, means = self.average_from, self.method in AVERAGING
-        fine = given is None if not means else isinstance(given, int | float) and given >= 0
+        fine = given is None if not means else is_number(given, 0)
         wanted = "an epoch of 0 or more" if means else f"None, since {self.method} averages no weights"
         require(fine, f"average_from is {given!r}; give {wanted}.")
         named = sorted((str(name), _tuple(value)) for name, value in dict(self.options).items())
@@ -239,11 +246,11 @@ class Adversary:
         require(fine, f"eps is {self.eps!r} in {self.norm}; give {unit}, in units of [0, 1] pixels, such as 4/255.")
         fine = self.step is None or _positive(self.step)
         require(fine, f"step is {self.step!r}; give a positive number, or None for the usual rule.")
-        require(_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
+        require(is_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
         require(isinstance(self.random_start, bool), f"random_start is {self.random_start!r}; give True or False.")
         if self.replay is None:
             return
-        require(_whole(self.replay, 1), f"replay is {self.replay!r}; give an integer of at least 1, or None for PGD.")
+        require(is_whole(self.replay, 1), f"replay is {self.replay!r}; give an integer of at least 1, or None for PGD.")
         fine = self.steps == 1 and not self.random_start
         found = f"steps={self.steps}, random_start={self.random_start}"
         require(fine, f"replay is {self.replay} with {found}; free training takes steps=1, random_start=False.")
@@ -264,11 +271,7 @@ class Adversary:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return is_number(value) and value > 0
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -322,13 +325,11 @@ class TrainSpec:
         require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
         for name, low in (("epochs", 1), ("batch", 1), ("seed", 0)):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-            require(whole, f"{name} is {value!r}; give an integer of at least {low}.")
+            require(is_whole(value, low), f"{name} is {value!r}; give an integer of at least {low}.")
         for name in ("n_train", "width"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             require(
-                value is None or whole,
+                value is None or is_whole(value, 1),
                 f"{name} is {value!r}; give an integer of at least 1, or None.",
             )
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number in [0, 1).")
@@ -397,12 +398,12 @@ class FeatureSet:
     def __post_init__(self) -> None:
         require(self.method in FEATURES, f"method is {self.method!r}; give one of {', '.join(map(repr, FEATURES))}.")
         require(isinstance(self.model, TrainSpec), f"model is {self.model!r}; give the TrainSpec of a network.")
-        require(_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
+        require(is_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
         require(_positive(self.step), f"step is {self.step!r}; give a positive number.")
         ball = self.eps is None if self.method == "inverted" else _positive(self.eps)
         wanted = "None, since inversion has no ball" if self.method == "inverted" else "a positive radius"
         require(ball, f"eps is {self.eps!r} with {self.method}; give {wanted}.")
-        require(_whole(self.seed, 0), f"seed is {self.seed!r}; give an integer of at least 0.")
+        require(is_whole(self.seed, 0), f"seed is {self.seed!r}; give an integer of at least 0.")
 
     @property
     def name(self) -> str:

@@ -9,11 +9,10 @@ rate decay, say), are therefore the same thing: load the latest state that this 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rfnlib import attacks, data, execution, minimizers, models, paths
+from rfnlib import adversaries, attacks, data, execution, minimizers, models, paths
 from rfnlib.files import write_atomic
 from rfnlib.progress import Progress
-from rfnlib.specs import AVERAGING, Adversary, SpecError, TrainSpec, canonical, require
+from rfnlib.specs import AVERAGING, SpecError, TrainSpec, canonical, require, stream
 
 
 class TrainingDiverged(FloatingPointError):
@@ -88,12 +87,6 @@ def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
         )
 
 
-def stream(seed: int, *names: object) -> int:
-    """A 63-bit seed for the random stream with these names: adding a stream never shifts another."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def steps_per_epoch(spec: TrainSpec, dataset: data.Dataset) -> int:
     """Whole batches in an epoch; the rest of the (freshly shuffled) images waits for the next epoch."""
     n = len(dataset.train_labels)
@@ -124,7 +117,7 @@ def train(
     v ← momentum·v + g + weight_decay·w;  w ← w − lr(t)·v  (with Nesterov's variant where asked),
     where g is the gradient, or the direction that `spec.minimizer` puts in its place.
     With `spec.adversary` the batch is made adversarial to the network as it is, once before each step: see
-    `PGDTraining` and `FreeTraining`.
+    `rfnlib.adversaries`.
     Snapshots that are on disk already are yielded without training. A killed run resumes from the
     last finished epoch or snapshot and, on the same machine and execution, ends with the same bits.
 
@@ -180,7 +173,7 @@ def _run(
     model = how.place(network(spec, dataset)).train()
     optimizer = _optimizer(spec, model, per_epoch)
     forward = how.compiled(model)
-    adversary = _adversary(spec, forward, how)
+    adversary = adversaries.of(spec, forward, how)
     if start:
         _restore(_file(folder, "state", spec, start, per_epoch), model, optimizer, adversary)
     images = dataset.train_images.to(how.device)
@@ -302,103 +295,6 @@ def _diverged(what: str, spec: TrainSpec, epoch: float) -> TrainingDiverged:
     )
 
 
-# --- adversarial training -----------------------------------------------------------------------------
-
-
-class Natural:
-    """What stands between a batch and the step, for images as they are: nothing.
-
-    Attributes:
-        replay: steps that a batch is taken for.
-        state: the tensors that the next steps depend on.
-    """
-
-    replay = 1
-
-    def __init__(self) -> None:
-        self.state: dict[str, Tensor] = {}
-
-    def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
-        """What step `i` trains on, (B, C, H, W) in [0, 1], in the place of `x` with the labels `y`."""
-        return x
-
-    def stepped(self) -> None:
-        """The step is done."""
-
-
-class PGDTraining(Natural):
-    """PGD on the network as it is, anew for every batch (Madry et al. 2018, ICLR):
-
-    x₀ = x or a random point of the ball;  xⱼ₊₁ = clip₀₁( Π( xⱼ + step · d(∇ₓ CE(f(xⱼ), y)) ) ),  j < k
-
-    in the notation of `attacks.IterativeAttack`, and CE without label smoothing. f is in eval mode meanwhile, as in
-    MadryLab's robustness library; Pang et al. (2021, ICLR) find clean accuracy a little better so. Hence crafting
-    leaves BatchNorm's statistics alone: they are those of the adversarial batch that the step is made on.
-    """
-
-    def __init__(self, adversary: Adversary, seed: int, forward: nn.Module, how: execution.Execution) -> None:
-        super().__init__()
-        self.seed, self.forward, self.how = seed, forward, how
-        self.attack = attacks.IterativeAttack(
-            eps=adversary.eps,
-            step=adversary.step_size,
-            steps=adversary.steps,
-            norm=adversary.norm,
-            random_start=adversary.random_start,
-        )
-
-    def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
-        attack = replace(self.attack, seed=stream(self.seed, "adversary", i) % 2**32)
-        with self.how.autocast():
-            return attack(self.forward, x, y, batch_size=len(x))
-
-
-class FreeTraining(Natural):
-    """One pass moves the weights and the perturbation δ, (B, C, H, W) (Shafahi et al. 2019, NeurIPS, algorithm 1):
-
-    L = L(w; clip₀₁(x + δ), y);  w steps along ∇_w L;  δ ← Π( δ + step · d(∇_δ L) )
-
-    where Π keeps ‖δ‖ ≤ eps for each image. δ is 0 at first; image n of each batch inherits that of image n before it.
-    L is the loss that is trained, label smoothing included, in training mode.
-    """
-
-    def __init__(self, adversary: Adversary) -> None:
-        super().__init__()
-        self.adversary, self.replay = adversary, adversary.replay
-
-    def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
-        # Laid out as x is, so that one read from disk gives the same bits as one from memory.
-        delta = torch.zeros_like(x)
-        if self.state:
-            delta.copy_(self.state["delta"])
-        self.state["delta"] = delta.requires_grad_()
-        return (x + delta).clamp(0.0, 1.0)
-
-    @torch.no_grad()
-    def stepped(self) -> None:
-        delta, a = self.state["delta"].detach(), self.adversary
-        gradient = self.state["delta"].grad
-        if a.norm == "linf":
-            moved = (delta + a.step_size * gradient.sign()).clamp(-a.eps, a.eps)
-        else:
-            moved = delta + a.step_size * gradient / _lengths(gradient)
-            moved = moved * (a.eps / _lengths(moved)).clamp_max(1.0)
-        self.state["delta"] = moved
-
-
-def _lengths(batch: Tensor) -> Tensor:
-    """‖·‖₂ of each image, (B, 1, 1, 1), and never 0."""
-    return batch.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-
-
-def _adversary(spec: TrainSpec, forward: nn.Module, how: execution.Execution) -> Natural:
-    if spec.adversary is None:
-        return Natural()
-    if spec.adversary.replay is not None:
-        return FreeTraining(spec.adversary)
-    return PGDTraining(spec.adversary, spec.seed, forward, how)
-
-
 # --- states on disk ---------------------------------------------------------------------------------
 
 
@@ -451,7 +347,7 @@ def _weights(
 def _state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | minimizers.SAM,
-    adversary: Natural,
+    adversary: adversaries.Natural,
     spec: TrainSpec,
     iteration: int,
     how: execution.Execution,
@@ -472,7 +368,7 @@ def _state(
 
 
 def _restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | minimizers.SAM, adversary: Natural
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | minimizers.SAM, adversary: adversaries.Natural
 ) -> None:
     tensors = _read(path)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})

@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rfnlib.checks import is_number, is_whole
+
 MODES = ("bilinear", "nearest")
 
 
@@ -114,7 +116,7 @@ class Ball:
         if self.norm == "linf":
             return gradient.sign()
         # An image whose gradient vanishes stays where it is, instead of turning into NaN.
-        return gradient / _norms(gradient).clamp_min(1e-12)
+        return gradient / norms(gradient).clamp_min(1e-12)
 
     def scaled(self, gradient: Tensor) -> Tensor:
         """g/‖g‖ as in `IterativeAttack`: about as long as the direction, but not bent by the sign."""
@@ -129,7 +131,7 @@ class Ball:
             near = torch.minimum(torch.maximum(adv, x - self.radius), x + self.radius)
         else:
             offset = adv - x
-            near = x + offset * (self.radius / _norms(offset).clamp_min(1e-12)).clamp_max(1.0)
+            near = x + offset * (self.radius / norms(offset).clamp_min(1e-12)).clamp_max(1.0)
         return near.clamp(0.0, 1.0)
 
     def noise(self, x: Tensor, batch: Batch) -> Tensor:
@@ -138,10 +140,11 @@ class Ball:
             return ((2 * batch.uniform(*x.shape[1:]) - 1) * self.radius).to(x)
         # A uniform direction, and a length with density ~ r^(d-1).
         normal = batch.normal(*x.shape[1:])
-        return (normal / _norms(normal) * self.radius * batch.uniform(1, 1, 1) ** (1 / normal[0].numel())).to(x)
+        return (normal / norms(normal) * self.radius * batch.uniform(1, 1, 1) ** (1 / normal[0].numel())).to(x)
 
 
-def _norms(batch: Tensor) -> Tensor:
+def norms(batch: Tensor) -> Tensor:
+    """‖·‖₂ of each image, of a shape that divides the batch: (N, 1, 1, 1)."""
     return batch.flatten(1).norm(dim=1).view(-1, *[1] * (batch.dim() - 1))
 
 
@@ -509,14 +512,12 @@ def require(ok: bool, message: str) -> None:
 
 
 def require_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     allowed = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-    require(number and low <= value <= high, f"{name} is {value!r}; give {allowed}.")
+    require(is_number(value, low, high), f"{name} is {value!r}; give {allowed}.")
 
 
 def require_whole(name: str, value: Any, low: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    require(whole, f"{name} is {value!r}; give a whole number of at least {low}.")
+    require(is_whole(value, low), f"{name} is {value!r}; give a whole number of at least {low}.")
 
 
 def named(value: Any) -> Any:

@@ -11,7 +11,7 @@ import scenes
 import torch
 import torch.nn.functional as F
 
-from rfnlib import attacks, data, execution, specs, training
+from rfnlib import adversaries, attacks, data, execution, specs, training
 from rfnlib.specs import Adversary, Minimizer, OneCycle, SpecError, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(80)
@@ -219,7 +219,7 @@ def test_crafting_stays_in_the_ball_and_leaves_the_network_alone(adversary):
     model = training.network(PLAIN, DIGITS).train()
     model.head.weight.requires_grad_(False)
     before = {n: v.clone() for n, v in model.state_dict().items()}
-    crafting = training.PGDTraining(adversary, 0, model, execution.Execution())
+    crafting = adversaries.PGDTraining(adversary, 0, model, execution.Execution())
     x, y = batch_of(PLAIN, 0)
     made = crafting.images(x, y, 5)
     offset = (made - x).flatten(1)
@@ -237,7 +237,7 @@ def test_crafting_stays_in_the_ball_and_leaves_the_network_alone(adversary):
 
 @pytest.mark.parametrize("adversary", [FREE, FREE_L2], ids=["linf", "l2"])
 def test_frees_perturbation_grows_to_the_edge_of_the_ball_and_stays_inside(adversary):
-    crafting = training.FreeTraining(adversary)
+    crafting = adversaries.FreeTraining(adversary)
     x, y = batch_of(PLAIN, 0)
     slope, sizes = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), []
     for i in range(6):

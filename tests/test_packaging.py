@@ -22,10 +22,10 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = (
-    {"paths", "progress", "specs", "files", "execution"},
+    {"paths", "progress", "checks", "specs", "files", "execution"},
     {"data", "fetch", "models"},
     {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness"},
-    {"training", "transfer"},
+    {"adversaries", "training", "transfer"},
     {"records", "scales", "series", "probes", "lab", "experiments"},
     {"claims", "findings", "plots"},
     {"reproduce", "bench", "readme", "__main__", "__init__"},
