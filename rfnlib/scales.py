@@ -241,7 +241,7 @@ SMOKE = Scale(
     sharp_every=3,
     robustness=RobustnessProbe(images=200, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
     features=FeatureStudy(
-        steps=20, tried=(), step=0.1, adversary=Adversary("l2", 0.5, steps=2), targeted=10, budgets=(20 / 255,)
+        steps=20, tried=(), step=0.1, adversary=Adversary("l2", 0.5, steps=1), targeted=10, budgets=(20 / 255,)
     ),
     rhos=(0.05, 0.2),
     budgets=(20 / 255,),
