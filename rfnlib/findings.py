@@ -158,7 +158,7 @@ def by_denominator(series: dict[str, Series], decays: Iterable[int], after: floa
 
 # --- C3 ---------------------------------------------------------------------------------------------
 
-MEASURES = {"top": "λ₁", "trace": "trace", "matched": "λ₁ at equal loss"}
+MEASURES = {"top": "λ₁", "trace": "trace", "matched": "λ₁ at equal loss", "loss": "training loss"}
 
 
 def judge_sharpness_drop(
@@ -275,7 +275,7 @@ def late_phase(series: dict[str, Series], flatness: dict[str, Flatness], scale: 
     seen, flat, rows = series[name], flatness[name], {}
     for e in (e for e in flat.epochs if e >= max(scale.standard)):
         rate = interval(seen.at(e))
-        means = {label: f"{np.mean(flat.at(e, m)):.4g}" for m, label in {**MEASURES, "loss": "training loss"}.items()}
+        means = {label: f"{np.mean(flat.at(e, m)):.4g}" for m, label in MEASURES.items()}
         rows[f"{e:g}"] = {"success": _with_interval(rate), **means}
     return pd.DataFrame(rows).T.rename_axis("epoch")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rfnlib import paths
 from rfnlib.features import image_grid
-from rfnlib.findings import FeatureStudy, Gains
+from rfnlib.findings import MEASURES, FeatureStudy, Gains
 from rfnlib.series import Flatness, Series
 from rfnlib.transfer import interval
 
@@ -207,9 +207,6 @@ def peak_table(series: dict[str, Series]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("schedule")
 
 
-SHARPNESS = {"top": "λ₁", "trace": "trace", "matched": "λ₁ at equal loss", "loss": "training loss"}
-
-
 def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], decays: Sequence[int]) -> Figure:
     """Success rate, sharpness and training loss on one time axis; three groups of runs side by side.
 
@@ -225,7 +222,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
             {standard: KINDS["SGD"][0], **{n: KINDS[n][0] for n in ("SAM", "RFN") if n in flatness}},
         ),
     ]
-    rows = ["success rate, %", *SHARPNESS]
+    rows = ["success rate, %", *MEASURES]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(rows), 3, figsize=(WIDTH, 1.45 * len(rows)), layout="constrained", sharey="row", sharex="col"
@@ -241,7 +238,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
                 label = "SGD" if column == 2 and name == standard else name
                 rates = 100 * np.array([seen.at(e).value for e in run.epochs])
                 axes[0, column].plot(at, rates, color=colour, marker=marker, markersize=2.5, label=label)
-                for row, measure in enumerate(SHARPNESS, 1):
+                for row, measure in enumerate(MEASURES, 1):
                     values = run.values[measure]
                     axes[row, column].plot(at, values.T, ".", color=colour, markersize=2, alpha=0.5)
                     mean = np.exp(np.log(np.where(values > 0, values, np.nan)).mean(0))
@@ -253,7 +250,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
                 if row:
                     axis.set_yscale("log")
                 if column == 0:
-                    axis.set_ylabel(rows[row] if row == 0 else SHARPNESS[rows[row]])
+                    axis.set_ylabel(rows[row] if row == 0 else MEASURES[rows[row]])
             axes[0, column].legend(frameon=False, handlelength=1.4, loc="best")
     return figure
 
