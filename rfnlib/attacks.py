@@ -41,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfnlib.checks import is_number
 from rfnlib.transforms import (
     AttackError,
     Ball,
@@ -61,6 +62,7 @@ from rfnlib.transforms import (
     named,
     require,
     require_number,
+    require_seed,
     require_whole,
     seen,
 )
@@ -173,15 +175,12 @@ class IterativeAttack:
         require(self.norm in NORMS, f"norm is {self.norm!r}; give one of {', '.join(map(repr, NORMS))}.")
         for name in ("eps", "step"):
             v = getattr(self, name)
-            number = isinstance(v, (int, float)) and not isinstance(v, bool)
-            fine = v is None or (number and math.isfinite(v) and v >= 0)
             require(
-                fine,
+                v is None or is_number(v, 0),
                 f"{name} is {v!r}; give a radius of 0 or more in units of [0, 1] pixels, such as 4/255.",
             )
         require_whole("steps", self.steps, 1)
-        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**32
-        require(whole, f"seed is {self.seed!r}; give a whole number from 0 to 2**32 - 1.")
+        require_seed(self.seed)
         self._check_techniques()
 
     def _check_techniques(self) -> None:
@@ -255,6 +254,7 @@ class IterativeAttack:
         Args:
             surrogate: a module, or a sequence of modules used one an iteration; put in eval mode for
                 the time of the attack and left as found (mode, requires_grad, buffers, gradients).
+                One that changes from iteration to iteration says how by `at_iteration`, see there.
             images: float (N, C, H, W) in [0, 1], on the surrogate's device.
             labels: int64 (N,), the true classes; if `targeted`, the wanted ones.
             batch_size: images attacked together; changes speed and memory, not the result.
@@ -296,9 +296,11 @@ class IterativeAttack:
         """∇L of the class docstring, at one iteration."""
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         sign = -1 if self.targeted else 1
+        functions = at_iteration(model, batch)
 
         def gradient(x: Tensor) -> Tensor:
-            return input_gradient(model, x, batch.labels, lambda logits, y: sign * loss(logits, y))
+            each = [input_gradient(f, x, batch.labels, lambda logits, y: sign * loss(logits, y)) for f in functions]
+            return sum(each[1:], each[0]) / len(each)
 
         if self.views:
             gradient = seen(self.views, gradient, batch)
@@ -359,7 +361,21 @@ PGN = partial(MI, around=(GradientNorm(),))
 # --- the machinery -----------------------------------------------------------------------------------------
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
+Function = Callable[[Tensor], Tensor]  # images (N, C, H, W) to logits (N, K); any module is one
+
+
+def at_iteration(surrogate: Function, batch: Batch) -> Sequence[Function]:
+    """What stands for `surrogate` at one iteration: functions whose mean loss is the one to climb.
+
+    That is the surrogate alone, unless it has a method `at_iteration(batch)` that returns others. It is called once
+    an iteration and batch, and learns from `batch` (as a view does) all that may tell iterations and examples apart;
+    the functions serve every pass of the iteration. `rfnlib.surrogates` has some.
+    """
+    own = getattr(surrogate, "at_iteration", None)
+    return [surrogate] if own is None else own(batch)
+
+
+def input_gradient(model: Function, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
     """∇ₓ of the summed loss, (N, C, H, W): each image's own gradient, whatever its batch.
 
     Raises:

@@ -520,6 +520,10 @@ def require_whole(name: str, value: Any, low: int) -> None:
     require(is_whole(value, low), f"{name} is {value!r}; give a whole number of at least {low}.")
 
 
+def require_seed(seed: Any) -> None:
+    require(is_whole(seed, 0, 2**32 - 1), f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1.")
+
+
 def named(value: Any) -> Any:
     """`value` as JSON data that tells it from others."""
     if value is None or isinstance(value, (bool, int, float, str)):
