@@ -25,7 +25,7 @@ WEAK = "l2 0.25"
 
 
 @dataclass(frozen=True)
-class FeatureStudy:
+class EarlyStopping:
     """Surrogates trained on D, D_R, D_NR (and the controls): transfer and robustness along their training.
 
     `stops` are the epochs chosen on validation images and targets; `series` are the test ones; `budgets` the same of
@@ -80,9 +80,8 @@ class FeatureStudy:
                 "success there": _with_interval(interval(seen.at(stop))),
                 "at the end": _with_interval(interval(seen.at(seen.end))),
                 f"robust ({WEAK}), stopped": f"{run.at(close, WEAK).value:.1%}",
-                "at the end ": f"{robust[-1]:.1%}",
-                "most": f"{max(robust):.1%}",
-                "at epoch": f"{most:g}",
+                "robust at the end": f"{robust[-1]:.1%}",
+                "most robust": f"{max(robust):.1%}, epoch {most:g}",
             }
         return pd.DataFrame(rows).T.rename_axis("trained on")
 
@@ -91,7 +90,7 @@ def _with_interval(rate: Estimate) -> str:
     return f"{rate.value:.1%} ± {(rate.high - rate.low) / 2:.1%}"
 
 
-def c1(lab: Lab) -> FeatureStudy:
+def c1(lab: Lab) -> EarlyStopping:
     """Transfer and robustness of surrogates trained on robust and on non-robust features, at `lab`'s scale."""
     runs = experiments.feature_runs(lab)
     main = {name: specs for name, specs in runs.items() if name not in experiments.CONTROLS}
@@ -102,7 +101,7 @@ def c1(lab: Lab) -> FeatureStudy:
         for eps in lab.scale.features.budgets
         if lab.mode == "run" or experiments.attacked(lab, first, coarse, eps)
     }
-    return FeatureStudy(
+    return EarlyStopping(
         experiments.feature_stops(lab, runs),
         lab.transfer(runs),
         lab.robustness(runs, coarse),

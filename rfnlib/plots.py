@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rfnlib import paths
 from rfnlib.features import image_grid
-from rfnlib.findings import MEASURES, FeatureStudy, Gains
+from rfnlib.findings import MEASURES, EarlyStopping, Gains
 from rfnlib.series import Flatness, Series
 from rfnlib.transfer import interval
 
@@ -120,7 +120,7 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
     return figure
 
 
-def feature_curves(study: FeatureStudy) -> Figure:
+def feature_curves(study: EarlyStopping) -> Figure:
     """Success, natural and robust accuracy by epoch, a column a training set; the star is where SGD is stopped early.
 
     Bands are 95 % intervals over images and seeds. The star is chosen on other images and other targets.
@@ -154,7 +154,7 @@ def feature_curves(study: FeatureStudy) -> Figure:
     return figure
 
 
-def feature_budgets(study: FeatureStudy) -> Figure:
+def feature_budgets(study: EarlyStopping) -> Figure:
     """Success by epoch under several ε, a panel a training set, first seed; dots are each curve's highest point."""
     with plt.rc_context(STYLE):
         names = list(next(iter(study.budgets.values())))
