@@ -83,7 +83,8 @@ def place(computed, tmp_path) -> Place:
 
 def c2_work(lab: Lab) -> list[Job]:
     """What claim C2 needs of everything there is to do."""
-    return [j for j in work(lab) if j.kind != "sharpness" and j.spec.minimizer is None and j.attack is None]
+    plain = [j for j in work(lab) if j.kind in ("clean", "transfer") and j.attack is None]
+    return [j for j in plain if j.spec.minimizer is None and j.spec.features is None]
 
 
 def ask(lab: Lab) -> dict[str, Series]:
