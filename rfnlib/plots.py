@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from rfnlib import paths
@@ -211,14 +212,15 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
     """Success rate, sharpness and training loss on one time axis; three groups of runs side by side.
 
     Left: the standard schedule against no decay. Middle: one decay at different epochs, aligned at it. Right: SGD,
-    SAM and RFN under the standard schedule. Dots are seeds, lines their means (geometric, for sharpness).
+    SAM and RFN under the standard schedule. Dots are seeds, lines their means (geometric, for sharpness); a group
+    shows the seeds that all its runs have.
     """
     standard = next(n for n, f in flatness.items() if len(getattr(f.spec.schedule, "milestones", ())) > 1)
     groups = [
-        ("standard schedule, no decay", {"constant": GREY, standard: KINDS["decay"][0]}),
-        ("one decay, aligned", {f"decay at {d}": c for d, c in zip(decays, _shades(len(decays)), strict=True)}),
+        ("two decays, none", {"constant": GREY, standard: KINDS["decay"][0]}),
+        ("one decay", {f"decay at {d}": c for d, c in zip(decays, _shades(len(decays)), strict=True)}),
         (
-            "minimizers, standard schedule",
+            "minimizers",
             {standard: KINDS["SGD"][0], **{n: KINDS[n][0] for n in ("SAM", "RFN") if n in flatness}},
         ),
     ]
@@ -228,10 +230,11 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
             len(rows), 3, figsize=(WIDTH, 1.45 * len(rows)), layout="constrained", sharey="row", sharex="col"
         )
         for column, (title, members) in enumerate(groups):
-            axes[0, column].set_title(title, loc="left")
+            seeds = min(len(flatness[name].values["top"]) for name in members)
+            axes[0, column].set_title(f"{title} ({seeds} seed{'s' * (seeds > 1)})", loc="left")
             axes[-1, column].set_xlabel("epochs since the decay" if column == 1 else "epoch")
             for name, colour in members.items():
-                run, seen = flatness[name], series[name]
+                run, seen = flatness[name], series[name].first(seeds)
                 since = run.spec.schedule.milestones[0] if column == 1 else 0
                 at = [e - since for e in run.epochs]
                 marker = KINDS["decay" if name.startswith("decay") else name][1]
@@ -239,7 +242,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
                 rates = 100 * np.array([seen.at(e).value for e in run.epochs])
                 axes[0, column].plot(at, rates, color=colour, marker=marker, markersize=2.5, label=label)
                 for row, measure in enumerate(MEASURES, 1):
-                    values = run.values[measure]
+                    values = run.values[measure][:seeds]
                     axes[row, column].plot(at, values.T, ".", color=colour, markersize=2, alpha=0.5)
                     mean = np.exp(np.log(np.where(values > 0, values, np.nan)).mean(0))
                     axes[row, column].plot(at, mean, color=colour, marker=marker, markersize=2.5)
@@ -248,11 +251,19 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
                 for d in [0] if column == 1 else flatness[standard].spec.schedule.milestones:
                     axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
                 if row:
-                    axis.set_yscale("log")
+                    _logarithmic(axis)
                 if column == 0:
                     axis.set_ylabel(rows[row] if row == 0 else MEASURES[rows[row]])
             axes[0, column].legend(frameon=False, handlelength=1.4, loc="best")
     return figure
+
+
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers, few decades or many."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _shades(n: int) -> list[Any]:
@@ -310,7 +321,7 @@ def rho_sweep(found: dict[str, pd.DataFrame]) -> Figure:
             axis.set_xticks(ticks, [f"{r:g}" for r in ticks])
             axis.minorticks_off()
         for axis in axes[2:]:
-            axis.set_yscale("log")
+            _logarithmic(axis)
         axes[0].legend(frameon=False, handlelength=1.4)
     return figure
 
