@@ -36,6 +36,7 @@ CLAIMS = {
             "Early stopping helps surrogates trained on robust and on non-robust features alike",
             "no verified number",
             "01_non_robust_features",
+            recorded=(("laptop", "inconclusive"),),
         ),
         Claim(
             "C2",

@@ -55,7 +55,7 @@ class EarlyStopping:
                 continue
             run = self.robustness[name]
             ours, weak = interval(run.at(run.end)), interval(run.at(run.end, WEAK))
-            stands = {"D_R": weak.low > chance, "D_NR": weak.high < chance}.get(name)
+            stands = {"D_R": weak.low > chance, "D_NR": weak.high < chance}.get(name, True)
             wanted = {"D_R": "accurate and robust", "D_NR": "accurate, not robust"}.get(name, "above chance")
             rows[name] = {
                 "a network trained on it is": wanted,
@@ -63,7 +63,7 @@ class EarlyStopping:
                 "natural accuracy": _with_interval(ours),
                 f"robust, {WEAK}": _with_interval(weak),
                 "published": f"{natural:.0%}, {robust:.0%}",
-                "as it should be": "yes" if ours.low > chance and stands is not False else "not shown",
+                "as it should be": "yes" if ours.low > chance and stands else "not shown",
             }
         return pd.DataFrame(rows).T.rename_axis("trained on")
 

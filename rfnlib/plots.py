@@ -139,7 +139,8 @@ def feature_curves(study: EarlyStopping) -> Figure:
             stop = study.stops[name]
             axes[0, column].plot(stop, 100 * seen.at(stop).value, "*", color="black", markersize=9, zorder=5)
             _curve(axes[1, column], run.epochs, [interval(run.at(e)) for e in run.epochs], colour, marker)
-            for attack, (colour, marker) in zip(attacks[1:], list(KINDS.values())[1:], strict=False):
+            for attack, kind in zip(attacks[1:], ("decay", "cosine", "cyclic", "SAM"), strict=False):
+                colour, marker = KINDS[kind]
                 values = [100 * run.at(e, attack).value for e in run.epochs]
                 axes[2, column].plot(run.epochs, values, color=colour, marker=marker, markersize=2.5, label=attack)
             for axis in axes[:, column]:
@@ -151,7 +152,7 @@ def feature_curves(study: EarlyStopping) -> Figure:
             axes[2, column].set_xlabel("epoch")
         for row, label in enumerate(("success rate, %", "natural accuracy, %", "robust accuracy, %")):
             axes[row, 0].set_ylabel(label)
-        axes[2, 0].legend(frameon=False, handlelength=1.4)
+        axes[2, -1].legend(frameon=False, handlelength=1.4, loc="upper right")
     return figure
 
 
@@ -173,7 +174,7 @@ def feature_budgets(study: EarlyStopping) -> Figure:
             axis.set_xlabel("epoch")
             axis.set_ylim(bottom=0)
         axes[0, 0].set_ylabel("success rate, %")
-        axes[0, 0].legend(frameon=False, handlelength=1.4)
+        axes[0, -1].legend(frameon=False, handlelength=1.4, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -23,6 +23,7 @@ from rfnlib.experiments import (
 )
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.scales import FeatureStudy, RobustnessProbe, SharpnessProbe, Target
+from rfnlib.series import Robustness
 from rfnlib.specs import Adversary, Minimizer
 
 TINY = replace(
@@ -268,6 +269,24 @@ def test_the_tables_of_claim_1_show_what_the_records_say(replay):
     assert list(findings.by_steps(replay).index) == [2, 4]
     assert sorted(study.budgets) == [16 / 255, 32 / 255]
     assert set(study.peaks().index) == set(study.series)
+
+
+@pytest.mark.parametrize(
+    ("natural", "robust", "expected"),
+    [
+        (0.6, 0.3, {"D_R": "yes", "D_NR": "not shown", "D_det": "yes"}),
+        (0.6, 0.01, {"D_R": "not shown", "D_NR": "yes", "D_det": "yes"}),
+        (0.1, 0.01, {"D_R": "not shown", "D_NR": "not shown", "D_det": "not shown"}),
+    ],
+)
+def test_a_set_is_as_it_should_be_where_intervals_clear_chance(natural, robust, expected):
+    def stand(share: float) -> np.ndarray:
+        return np.arange(400)[None, None] < 400 * share
+
+    stands = {"none": stand(natural), findings.WEAK: stand(robust)}
+    runs = {name: Robustness(name, TINY.flat(None, 0), [3.0], stands) for name in expected}
+    checks = findings.EarlyStopping({}, {}, runs, {}).checks()
+    assert checks["as it should be"].to_dict() == expected
 
 
 def test_building_a_set_counts_in_the_estimate(folder, tmp_path):
