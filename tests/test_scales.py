@@ -8,6 +8,7 @@ import torch
 from rfnlib import data, models, records, scales
 from rfnlib.experiments import work
 from rfnlib.lab import Lab
+from rfnlib.specs import Adversary
 
 EVERY = list(scales.SCALES.values())
 
@@ -66,6 +67,10 @@ def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_rec
         attack=replace(scales.PAPER.attack, steps=2), test_images=12, validation_images=4, accuracy_images=20,
         seeds=(0,), sharp_every=3, rhos=(0.05, 0.2), budgets=(2 / 255,),
         sharpness=scales.SharpnessProbe(images=8, products=3, probes=2, deflate=1),
+        robustness=replace(scales.PAPER.robustness, images=8, steps=2, restarts=1),
+        features=replace(
+            scales.PAPER.features, steps=2, tried=(), targeted=2, budgets=(), adversary=Adversary("l2", 0.5, steps=1)
+        ),
     )  # fmt: skip
 
     def enough(lab):
