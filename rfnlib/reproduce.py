@@ -220,12 +220,13 @@ def _type(value: Any) -> str:
 
 def _environment(scale: str, folder: Path, records: Path | str | None) -> dict[str, str]:
     """What the kernels inherit: above all, where `rfnlib.paths` sends what they write."""
-    moved = {"RFN_FIGURES": folder / "figures"}
+    moved, usual = {"RFN_FIGURES": folder / "figures"}, {}
     if scale in SELF_CONTAINED:
+        usual = {"OMP_NUM_THREADS": "1"}  # networks this small lose by sharing their work, most of all beside others
         moved |= {"RFN_RECORDS": folder / "records", "RFN_CACHE": folder / "cache"}
     if records is not None:
         moved["RFN_RECORDS"] = Path(records).resolve()
-    return {**os.environ, **{name: str(path) for name, path in moved.items()}}
+    return {**usual, **os.environ, **{name: str(path) for name, path in moved.items()}}
 
 
 def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]) -> Result:

@@ -225,7 +225,7 @@ SMOKE = Scale(
     decays=(2, 3, 4),
     standard=(2, 4),
     cycle=3,
-    target_epochs=12,
+    target_epochs=8,
     targets=(
         Target("vgg11", 8),
         Target("cnn", 16),
@@ -239,9 +239,9 @@ SMOKE = Scale(
     seeds=(0,),
     sharpness=SharpnessProbe(images=64),
     sharp_every=3,
-    robustness=RobustnessProbe(images=200, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
+    robustness=RobustnessProbe(images=100, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
     features=FeatureStudy(
-        steps=20, tried=(), step=0.1, adversary=Adversary("l2", 0.5, steps=1), targeted=10, budgets=(20 / 255,)
+        steps=10, tried=(), step=0.2, adversary=Adversary("l2", 0.5, steps=1), targeted=5, budgets=(20 / 255,)
     ),
     rhos=(0.05, 0.2),
     budgets=(20 / 255,),
