@@ -164,7 +164,7 @@ def random_label_dataset(
         FeatureError, DamagedFeatures, DiskFull: as in `robust_dataset`.
     """
     targets = torch.randint(0, data.n_classes, data.train_labels.shape, generator=_generator("targets", seed))
-    return _towards(model, data, targets, kind, IterativeAttack(eps, step, steps, "l2", targeted=True), **how)
+    return _towards(model, data, targets, kind, eps, step, steps, **how)
 
 
 def next_label_dataset(
@@ -183,14 +183,14 @@ def next_label_dataset(
     that learnt from them is wrong.
     """
     targets = (data.train_labels.cpu() + 1) % data.n_classes
-    return _towards(model, data, targets, kind, IterativeAttack(eps, step, steps, "l2", targeted=True), **how)
+    return _towards(model, data, targets, kind, eps, step, steps, **how)
 
 
 def _towards(
-    model: nn.Module, data: Dataset, targets: Tensor, kind: str, attack: IterativeAttack, **how: Any
+    model: nn.Module, data: Dataset, targets: Tensor, kind: str, eps: float, step: float, steps: int, **how: Any
 ) -> Dataset:
     _check_images(data)
-    device = _device(model)
+    attack, device = IterativeAttack(eps, step, steps, "l2", targeted=True), _device(model)
     recipe = {
         "set": "targeted", "model": digest(model), "data": _digest_of(data), "targets": _digest([targets]),
         "eps": attack.radius, "step": attack.step_size, "steps": attack.steps,
