@@ -18,6 +18,7 @@ minimizer  passes   d                                               source
 `ASAM`     2        g₊, with ε = ρ T²g/‖Tg‖ and T = |w| + η         Kwon et al. 2021, ICML
 `GSAM`     2        g₊ − α g_⊥, g_⊥ the part of g orthogonal to g₊  Zhuang et al. 2022, ICLR
 `AGSAM`    2        GSAM's, with ASAM's ε                           both
+`GNP`      2        g + α (g₊ − g): the gradient's norm, penalised  Zhao et al. 2022, ICML
 `LookSAM`  1 + 1/k  every k-th step g₊, else from g alone           Liu et al. 2022, CVPR
 `GAM`      4        see there                                       Zhang et al. 2023, CVPR
 `WASAM`    2        g₊; gives the mean of the weights               Kaddour et al. 2022, NeurIPS
@@ -319,6 +320,23 @@ class AGSAM(GSAM, ASAM):
 
     def __init__(self, model: nn.Module, base: Base = SGD, rho: Rho = 0.5, **options):
         super().__init__(model, base, rho, **options)
+
+
+class GNP(SAM):
+    """Penalise the norm of the gradient, L(w) + λ‖∇L(w)‖, by finite differences (Zhao et al. 2022).
+
+    d = g + α (g₊ − g),  α = λ/ρ.
+
+    α = 1 is SAM; the authors take less. More extrapolates it: the More-Bayesian surrogate (Li et al. 2023, ICLR) is
+    fine-tuned with λ = 1 and ρ = 0.1, the defaults here.
+    """
+
+    def __init__(self, model: nn.Module, base: Base = SGD, rho: Rho = 0.1, *, alpha: float = 10.0, **options):
+        super().__init__(model, base, rho, **options)
+        self.alpha = _number("alpha", alpha)
+
+    def direction(self, params: Tensors, g: Tensors, at: Gradient, rho: float) -> Tensors:
+        return torch._foreach_lerp(g, super().direction(params, g, at, rho), self.alpha)
 
 
 class LookSAM(SAM):

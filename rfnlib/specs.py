@@ -167,7 +167,7 @@ def _check(schedule: Any) -> None:
 
 # --- minimizers -------------------------------------------------------------------------------------
 
-METHODS = ("SAM", "ASAM", "GSAM", "AGSAM", "LookSAM", "GAM", "WASAM", "SWA")  # names in `rfnlib.minimizers`
+METHODS = ("SAM", "ASAM", "GSAM", "AGSAM", "GNP", "LookSAM", "GAM", "WASAM", "SWA")  # names in `rfnlib.minimizers`
 AVERAGING = ("WASAM", "SWA")
 
 
@@ -284,6 +284,8 @@ class TrainSpec:
     `minimizer` None means SGD alone, else a method around it; `adversary` None means images as they are, else
     adversarial ones; `features` None means the training set itself, else one built from it. `n_train` None means the
     whole training set; `width` None the published width.
+    `start` None means new weights, else the last ones of that run, with a fresh momentum (LGV's collection, say).
+    `witness` and `input_penalty` change what is minimised: see `rfnlib.objectives`.
     `seed` draws the initial weights, the order of the images, their augmentation and the adversary's
     random starts, each from its own stream. Defaults are the authors' earlier public settings for CIFAR
     (see README, *Settings*).
@@ -305,6 +307,9 @@ class TrainSpec:
     minimizer: Minimizer | None = None
     adversary: Adversary | None = None
     features: FeatureSet | None = None
+    start: TrainSpec | None = None
+    witness: TrainSpec | None = None
+    input_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         kind = isinstance(self.minimizer, Minimizer | None)
@@ -316,6 +321,7 @@ class TrainSpec:
         of = self.features.model if self.features else self
         same = (of.data, of.n_train) == (self.data, self.n_train)
         require(same, "features are those of a network trained on other images; give both specs one data and n_train.")
+        self._check_others()
         free = self.adversary is not None and self.adversary.replay is not None
         require(
             not (free and self.minimizer),
@@ -343,6 +349,22 @@ class TrainSpec:
         )
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
 
+    def _check_others(self) -> None:
+        """The runs that this one builds on, and what they are for."""
+        for name in ("start", "witness"):
+            other = getattr(self, name)
+            kind = isinstance(other, TrainSpec | None)
+            require(kind, f"{name} is {other!r}; give the TrainSpec of a run, or None.")
+            same = not other or all(getattr(other, on) == getattr(self, on) for on in ("data", "n_train", "features"))
+            require(same, f"{name} is trained on other images; give both specs one data, n_train and features.")
+        of = self.start
+        same = of is None or (of.arch, of.width) == (self.arch, self.width)
+        require(same, "start is of another architecture or width, and its weights do not fit; give a run of this one.")
+        fine = is_number(self.input_penalty, 0)
+        require(fine, f"input_penalty is {self.input_penalty!r}; give a number of 0 or more.")
+        fine = not (self.witness and (self.input_penalty or self.label_smoothing))
+        require(fine, "a witness takes the place of the labels; leave input_penalty and label_smoothing at 0.")
+
     def key(self) -> str:
         """The name under which everything made from this spec is kept."""
         return key("train", RECIPE, self)
@@ -364,13 +386,16 @@ class TrainSpec:
         m, a = self.minimizer, self.adversary
         by = [f"{m.method.lower()}{m.rho:g}"] if m else []
         against = [f"{f'free{a.replay}' if a.replay else f'pgd{a.steps}'}-{a.norm}-{a.eps:.3g}"] if a else []
-        return [*by, *against, *([self.features.name] if self.features else [])]
+        penalty = [f"ir{self.input_penalty:g}"] if self.input_penalty else []
+        onwards = [f"{name}-{other.key()[:4]}" for name, other in (("from", self.start), ("as", self.witness)) if other]
+        return [*by, *against, *penalty, *onwards, *([self.features.name] if self.features else [])]
 
     def describe(self) -> dict[str, Any]:
         """Every field as JSON data, defaults included: what a record shows its reader."""
         plain = asdict(self)
         if self.features:
             plain["features"]["model"] = self.features.model.describe()
+        plain |= {name: other.describe() for name in ("start", "witness") if (other := getattr(self, name))}
         return {**plain, "schedule": {"is": type(self.schedule).__name__, **plain["schedule"]}}
 
 
@@ -434,6 +459,7 @@ def parse(plain: dict[str, Any]) -> TrainSpec:
             "minimizer": Minimizer(**minimizer) if minimizer else None,
             "adversary": Adversary(**adversary) if adversary else None,
             "features": FeatureSet(**{**features, "model": parse(features["model"])}) if features else None,
+            **{name: parse(plain[name]) for name in ("start", "witness") if plain.get(name)},
         }
         return TrainSpec(**{**plain, **built})
     except (AttributeError, KeyError, TypeError) as error:

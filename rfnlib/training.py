@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rfnlib import adversaries, attacks, data, execution, minimizers, models, paths
+from rfnlib import adversaries, attacks, data, execution, minimizers, models, objectives, paths
 from rfnlib.files import write_atomic
 from rfnlib.progress import Progress
 from rfnlib.specs import AVERAGING, SpecError, TrainSpec, canonical, require, stream
@@ -117,7 +116,8 @@ def train(
     v ← momentum·v + g + weight_decay·w;  w ← w − lr(t)·v  (with Nesterov's variant where asked),
     where g is the gradient, or the direction that `spec.minimizer` puts in its place.
     With `spec.adversary` the batch is made adversarial to the network as it is, once before each step: see
-    `rfnlib.adversaries`.
+    `rfnlib.adversaries`; for other losses, `rfnlib.objectives`. The runs that `spec` builds on (its `start`, its
+    `witness`) are trained first, unless their last snapshot is on disk.
     Snapshots that are on disk already are yielded without training. A killed run resumes from the
     last finished epoch or snapshot and, on the same machine and execution, ends with the same bits.
 
@@ -144,7 +144,13 @@ def train(
     work = spec.epochs * len(dataset.train_labels) * passes
     how = execution.resolve(device, precision, compile, channels_last, work=work)
     folder = cache or paths.cache_dir()
-    return _run(spec, dataset, per_epoch, wanted, kept, how, folder, progress, tick)
+
+    def trained(other: TrainSpec) -> nn.Module:
+        options = {"dataset": dataset, "cache": folder, "device": device, "precision": precision, "compile": compile}
+        same = {**options, "channels_last": channels_last, "progress": progress, "tick": tick}
+        return next(train(other, [float(other.epochs)], **same)).load_into(network(other, dataset))
+
+    return _run(spec, dataset, per_epoch, wanted, kept, how, folder, progress, tick, trained)
 
 
 def _run(
@@ -157,6 +163,7 @@ def _run(
     folder: Path,
     progress: bool,
     tick: Callable[[], None],
+    trained: Callable[[TrainSpec], nn.Module],
 ) -> Iterator[Snapshot]:
     def snapshot(i: int) -> Snapshot:
         return Snapshot(spec, i, per_epoch, _file(folder, "weights", spec, i, per_epoch))
@@ -169,10 +176,13 @@ def _run(
     if not todo:
         return
 
+    model = trained(spec.start) if spec.start else network(spec, dataset)
+    witness = how.place(trained(spec.witness)).requires_grad_(False) if spec.witness else None
     start = _latest_state(folder, spec, per_epoch, before=todo[0])
-    model = how.place(network(spec, dataset)).train()
+    model = how.place(model).train()
     optimizer = _optimizer(spec, model, per_epoch)
     forward = how.compiled(model)
+    objective = objectives.of(spec, model, forward, witness, how)
     adversary = adversaries.of(spec, forward, how)
     if start:
         _restore(_file(folder, "state", spec, start, per_epoch), model, optimizer, adversary)
@@ -210,9 +220,7 @@ def _run(
 
             def closure(x: Tensor = x, y: Tensor = labels[chosen]) -> Tensor:
                 optimizer.zero_grad(set_to_none=True)
-                with how.autocast():
-                    logits = forward(x)
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=spec.label_smoothing)
+                loss = objective(x, y)
                 loss.backward()
                 return loss
 
@@ -333,6 +341,7 @@ def _weights(
     """What others get to see: the weights, or their mean where the minimizer has begun one."""
     plain = not isinstance(optimizer, minimizers.SAM)
     passes, skipped = (iteration, 0) if plain else (optimizer.passes, optimizer.skipped)
+    passes *= objectives.PENALISED if spec.input_penalty else 1
     passes += iteration * spec.adversary.passes if spec.adversary else 0
     # Where a step is one pass the metadata stay what they were before there was anything to count.
     cost = {} if plain and passes == iteration else {"cost": {"passes": passes, "skipped": skipped}}
