@@ -10,13 +10,16 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from rfnlib import data, execution, models, records
-from rfnlib.attacks import IterativeAttack
+from rfnlib import data, execution, models, objectives, records
+from rfnlib.attacks import DI, MI, NI, SI, TI, IterativeAttack
 from rfnlib.lab import Lab, missing_epochs
-from rfnlib.specs import FeatureSet, Minimizer, TrainSpec, key
+from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
+from rfnlib.specs import Adversary, FeatureSet, Minimizer, TrainSpec, key
+from rfnlib.transforms import Neighbours
 
 Runs = dict[str, list[TrainSpec]]
 
@@ -177,10 +180,15 @@ def chosen_rho(lab: Lab, which: int = 0) -> float:
 
     Chosen from the first seed alone, at the end of training; MissingRecord if the sweep is not recorded, in replay.
     """
-    end = [float(lab.scale.epochs)]
-    sweep = {rho: [lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0], which)] for rho in lab.scale.rhos[1:]}
-    seen = lab.transfer({str(rho): specs for rho, specs in sweep.items()}, epochs=end, role="validation")
-    return max(sweep, key=lambda rho: seen[str(rho)].at(end[0]).value)
+    return _best(lab, {rho: lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0], which) for rho in lab.scale.rhos[1:]})
+
+
+def _best(lab: Lab, candidates: dict[Any, TrainSpec]) -> Any:
+    """The candidate with the most success on validation images and targets, at the end of its training."""
+    end = float(lab.scale.epochs)
+    runs = {str(name): [spec] for name, spec in candidates.items()}
+    seen = lab.transfer(runs, epochs=[end], role="validation")
+    return max(candidates, key=lambda name: seen[str(name)].at(end).value)
 
 
 def stopping_epoch(lab: Lab, which: int = 0) -> float:
@@ -208,6 +216,131 @@ def budget_runs(lab: Lab, stop: float) -> Runs:
     return {name: specs[:count] for name, specs in runs.items()}
 
 
+# --- C7, C8: other surrogates, and techniques -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A surrogate as it is compared with others: the networks of `specs`, one a seed, at `epoch`.
+
+    `recipe` makes of a run what is attacked; where that is several networks, `single` makes the one whose sharpness
+    and robust accuracy are measured (None: the last weights).
+    """
+
+    specs: list[TrainSpec]
+    epoch: float
+    recipe: Recipe | None = None
+    single: Recipe | None = None
+
+
+def contenders(lab: Lab) -> dict[str, Contender]:
+    """Every surrogate of claim C7, on the first architecture.
+
+    In replay: of each the first seed, and those after it that are recorded without a gap; one of which nothing is
+    recorded is left out.
+    """
+    found = {}
+    for name, whole in _all_contenders(lab).items():
+
+        def recorded(seed: int, c: Contender = whole) -> bool:
+            return all(lab.recorded("transfer", c.specs[seed], [c.epoch], None, c.recipe, r) for r in (False, True))
+
+        if lab.mode == "run" or recorded(0):
+            found[name] = replace(whole, specs=whole.specs[: _without_gap(lab, recorded, every=True)])
+    return found
+
+
+def _all_contenders(lab: Lab) -> dict[str, Contender]:
+    scale, end = lab.scale, float(lab.scale.epochs)
+
+    def under(minimizer: Minimizer | None) -> list[TrainSpec]:
+        return [scale.flat(minimizer, seed) for seed in lab.seeds]
+
+    runs = {"SGD, stopped early": under(None), "SGD": under(None), "SAM": under(Minimizer("SAM", scale.rhos[0]))}
+    runs |= {"RFN": under(Minimizer("SAM", chosen_rho(lab)))}
+    found = {name: Contender(specs, end) for name, specs in runs.items()}
+    found["SGD, stopped early"] = replace(found["SGD, stopped early"], epoch=stopping_epoch(lab))
+    known = all(lab.recorded("transfer", spec, [end]) for spec in slight_runs(lab).values())
+    if lab.mode == "run" or known:
+        found["SAT"] = Contender([scale.slight(chosen_slight(lab), seed) for seed in lab.seeds], end)
+    collects = {"per_epoch": scale.rivals.per_epoch}
+    mean = Averaged(**collects)
+    others = [scale.rivals_of(seed) for seed in lab.seeds]
+    for name, run, recipe in (
+        ("LGV", "LGV", Collected(**collects)),
+        ("LGV-SWA", "LGV", mean),
+        ("More Bayesian", "More Bayesian", Drawn(**collects, draws=scale.rivals.draws)),
+        ("aligned", "aligned", None),
+        ("SAM & IR", "SAM & IR", None),
+    ):
+        specs = [each[run] for each in others]
+        found[name] = Contender(specs, float(specs[0].epochs), recipe, recipe if recipe == mean else None)
+    return found
+
+
+def slight_runs(lab: Lab) -> dict[Adversary, TrainSpec]:
+    """Slight adversarial training over its candidates, first seed."""
+    return {adversary: lab.scale.slight(adversary, lab.seeds[0]) for adversary in lab.scale.rivals.slight}
+
+
+def chosen_slight(lab: Lab) -> Adversary:
+    """SAT's adversary: the candidate with the most success on validation images and targets, as RFN's ρ is chosen."""
+    return _best(lab, slight_runs(lab))
+
+
+Technique = tuple[IterativeAttack, Recipe | None]
+
+
+def techniques(lab: Lab) -> dict[str, Technique]:
+    """The techniques of claim C8 around the scale's attack; the last two are recipes for the network attacked."""
+    plain, near = lab.scale.attack, Neighbours(lab.scale.rivals.neighbours)
+    attacks = {
+        "none": plain,
+        "MI": plain | MI(),
+        "NI": plain | NI(),
+        "DI": plain | DI(),
+        "TI": plain | TI(),
+        "SI": plain | SI(),
+        "VMI": plain | MI(variance=near),
+        "MI + DI + TI": plain | MI() | DI() | TI(),
+    }
+    networks = {"SGM": Skips(), "ghosts": Ghosts()}
+    return {n: (a, None) for n, a in attacks.items()} | {n: (plain, recipe) for n, recipe in networks.items()}
+
+
+ADDED_TO = ("SGD, stopped early", "SGD", "SAM", "RFN", "SAT")  # surrogates that techniques are added to
+
+
+def technique_grid(lab: Lab) -> tuple[dict[str, Contender], dict[str, Technique]]:
+    """The surrogates and techniques of claim C8. In replay: those recorded for all, and the seeds that all have."""
+    known = {name: c for name, c in contenders(lab).items() if name in ADDED_TO}
+    if lab.mode == "run":
+        return {name: replace(c, specs=c.specs[:1]) for name, c in known.items()}, techniques(lab)
+
+    def done(c: Contender, t: Technique, seed: int) -> bool:
+        return seed < len(c.specs) and lab.recorded("transfer", c.specs[seed], [c.epoch], *t)
+
+    main = [known[name] for name in ("SGD", "RFN")]
+    added = {name: t for name, t in techniques(lab).items() if all(done(c, t, 0) for c in main)}
+    rows = {name: c for name, c in known.items() if all(done(c, t, 0) for t in added.values())}
+    seeds = _without_gap(lab, lambda seed: all(done(c, t, seed) for c in rows.values() for t in added.values()))
+    return {name: replace(c, specs=c.specs[:seeds]) for name, c in rows.items()}, added
+
+
+def trade_off(lab: Lab) -> dict[str, dict[float, TrainSpec]]:
+    """SAT by its ε and SAM by its ρ, the first seed, in replay those recorded: success against robust accuracy."""
+    runs = {
+        "SAT": {a.eps: spec for a, spec in slight_runs(lab).items()},
+        "RFN": {rho: lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0]) for rho in lab.scale.rhos},
+    }
+    end = [float(lab.scale.epochs)]
+
+    def known(spec: TrainSpec) -> bool:
+        return lab.mode == "run" or all(lab.recorded(kind, spec, end) for kind in ("transfer", "robust"))
+
+    return {name: {x: spec for x, spec in of.items() if known(spec)} for name, of in runs.items()}
+
+
 # --- everything there is to do ----------------------------------------------------------------------
 
 
@@ -221,16 +354,18 @@ class Job:
     spec: TrainSpec
     epochs: list[float]
     attack: IterativeAttack | None = None
+    recipe: Recipe | None = None
+    robust: bool = False
 
     def record(self) -> records.Record:
-        return self.lab.find(self.kind, self.spec, self.attack)
+        return self.lab.find(self.kind, self.spec, self.attack, self.recipe, self.robust)
 
     def missing(self) -> list[float]:
         """The epochs not yet recorded."""
         return missing_epochs(self.record(), self.epochs)
 
     def compute(self) -> records.Record:
-        return self.lab.measure(self.kind, self.spec, self.epochs, self.attack)
+        return self.lab.measure(self.kind, self.spec, self.epochs, self.attack, self.recipe, self.robust)
 
 
 def work(lab: Lab) -> list[Job]:
@@ -243,6 +378,7 @@ def work(lab: Lab) -> list[Job]:
     for which in range(len(lab.scale.surrogates)):
         jobs += _flat(lab, which)
     jobs += _features(lab)
+    jobs += _rivals(lab)
     done = {}
     for job in jobs:  # what two claims need is one measurement
         key = job.record().key
@@ -330,6 +466,34 @@ def _features(lab: Lab) -> Iterator[Job]:
             yield Job(f"{features.name} by {steps} steps, seed {first}", lab, "robust", spec, end)
 
 
+def _rivals(lab: Lab) -> Iterator[Job]:
+    for t in lab.targets("robust"):
+        spec = lab.scale.target(t)
+        yield Job(f"target {t.name}", lab, "clean", spec, [float(spec.epochs)])
+    end = [float(lab.scale.epochs)]
+    swept = [lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0]) for rho in lab.scale.rhos]
+    candidates = list(slight_runs(lab).values())
+    choice = [Job(f"SAT ε = {s.adversary.eps:g}", lab, "transfer", s, end) for s in candidates]
+    yield from choice
+    for spec in (*candidates, *swept):
+        yield Job(f"robust accuracy, {', '.join(spec.traits)}", lab, "robust", spec, end)
+    if any(job.missing() for job in choice) or any(not lab.recorded("transfer", spec, end) for spec in swept):
+        return
+    main = _all_contenders(lab)
+    for i, seed in enumerate(lab.seeds):
+        for name, c in main.items():
+            spec, at = c.specs[i], [c.epoch]
+            for robust in (False, True):
+                label = f"{name}{' on robust targets' * robust}, seed {seed}"
+                yield Job(label, lab, "transfer", spec, at, recipe=c.recipe, robust=robust)
+            yield Job(f"sharpness, {name}, seed {seed}", lab, "sharpness", spec, at, recipe=c.single)
+            yield Job(f"robust accuracy, {name}, seed {seed}", lab, "robust", spec, at, recipe=c.single)
+    for technique, (attack, recipe) in techniques(lab).items():
+        for name in ADDED_TO:
+            spec, at = main[name].specs[0], [main[name].epoch]
+            yield Job(f"{name} + {technique}, seed {spec.seed}", lab, "transfer", spec, at, attack, recipe)
+
+
 def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
     """About how many seconds the missing part of each of `jobs` takes here.
 
@@ -355,21 +519,23 @@ def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
         epochs = {spec.history_key(e * per_epoch, per_epoch) for e in range(1, int(last) + 1)} - seen
         seen.update(epochs)
         a_step = {"SGD": 1, "SWA": 1, "GAM": 4}.get(spec.minimizer.method if spec.minimizer else "SGD", 2)
+        a_step *= objectives.PENALISED if spec.input_penalty else 1
         a_step += spec.adversary.passes if spec.adversary else 0
         passes, features = len(epochs) * per_epoch * spec.batch * a_step, spec.features
         if epochs and features and key(features) not in seen:
             seen.add(key(features))
             passes += n_train * features.steps + training(features.model, features.model.epochs)
-        return passes
+        others = [other for other in (spec.start, spec.witness) if epochs and other]
+        return passes + sum(training(other, other.epochs) for other in others)
 
     seconds = []
     for job in jobs:
         per_epoch = n_train // job.spec.batch
         states = [job.spec.history_key(round(e * per_epoch), per_epoch) for e in job.missing()]
-        attack = job.attack.eps if job.attack else None
-        probed = {f"{job.kind} {attack} {state}" for state in states} - seen
+        probed = {f"{key(job.kind, job.record().probe)} {state}" for state in states} - seen
         seen |= probed
-        passes = training(job.spec, max(job.missing(), default=0)) + cost[job.kind] * len(probed)
+        each = job.attack.passes * images if job.attack else cost[job.kind]
+        passes = training(job.spec, max(job.missing(), default=0)) + each * len(probed)
         seconds.append(passes * pace(job.spec.arch, job.spec.width) if passes else 0.0)
     return seconds
 

@@ -19,10 +19,13 @@ from rfnlib.attacks import IterativeAttack
 from rfnlib.checks import is_whole
 from rfnlib.probes import Probes
 from rfnlib.progress import Progress
+from rfnlib.recipes import Recipe, collected
 from rfnlib.series import Flatness, Robustness, Series
 from rfnlib.specs import FeatureSet, TrainSpec
+from rfnlib.transforms import named
 
 MODES = ("replay", "run")
+SETTINGS = {"sharpness": "sharpness", "robust": "robustness"}  # of a probe, by its kind: where the scale has them
 
 
 class MissingRecord(LookupError):
@@ -76,40 +79,50 @@ class Lab:
         epochs: list[float] | None = None,
         role: str = "test",
         attack: IterativeAttack | None = None,
+        recipe: Recipe | None = None,
     ) -> dict[str, Series]:
         """Attack snapshots of `runs` and try the examples on every target.
 
         Args:
             runs: training runs by name, a list of seeds each.
             epochs: of the snapshots; None: those that the scale probes.
-            role: "test", or "validation" for choosing: other images, other targets.
+            role: "test"; "validation" for choosing: other images, other targets; or "robust": targets that are
+                trained adversarially.
             attack: None: the scale's.
+            recipe: what is attacked of a run, see `rfnlib.recipes`; None: its network.
 
         Raises:
             MissingRecord: in replay, something is not recorded: the message says how to compute it.
         """
-        return {name: self._series(name, specs, epochs, role, attack) for name, specs in runs.items()}
+        return {name: self._series(name, specs, epochs, role, attack, recipe) for name, specs in runs.items()}
 
-    def sharpness(self, runs: dict[str, list[TrainSpec]], epochs: list[float]) -> dict[str, Flatness]:
+    def sharpness(
+        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None
+    ) -> dict[str, Flatness]:
         """Measure the sharpness of `runs` at `epochs`; raises as `transfer`."""
-        return {name: self._flatness(name, specs, epochs) for name, specs in runs.items()}
+        return {name: self._flatness(name, specs, epochs, recipe) for name, specs in runs.items()}
 
-    def robustness(self, runs: dict[str, list[TrainSpec]], epochs: list[float]) -> dict[str, Robustness]:
+    def robustness(
+        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None
+    ) -> dict[str, Robustness]:
         """Measure the natural and robust accuracy of `runs` at `epochs`; raises as `transfer`."""
-        return {name: self._robustness(name, specs, epochs) for name, specs in runs.items()}
+        return {name: self._robustness(name, specs, epochs, recipe) for name, specs in runs.items()}
 
-    def recorded(self, kind: str, spec: TrainSpec, epochs: list[float], attack: IterativeAttack | None = None) -> bool:
-        """Whether `spec` has been probed at all of `epochs` already."""
-        return not missing_epochs(self.find(kind, spec, attack), epochs)
+    def recorded(self, kind: str, spec: TrainSpec, epochs: list[float], *how: Any) -> bool:
+        """Whether `spec` has been probed at all of `epochs` already; `how` as in `find`."""
+        return not missing_epochs(self.find(kind, spec, *how), epochs)
 
-    def targets(self, role: str | None = None) -> list[scales.Target]:
-        """The scale's targets, test ones first; those of one `role` if given."""
+    def targets(self, *roles: str) -> list[scales.Target]:
+        """The scale's targets of these `roles` ("test", "validation", "robust"), test ones first; none: the first two.
+
+        The robust ones stand apart: they were not in the list when the others were first attacked.
+        """
         ordered = sorted(self.scale.targets, key=lambda t: t.role != "test")
-        return [t for t in ordered if role in (None, t.role)]
+        return [t for t in ordered if t.role in (roles or scales.STANDARD)]
 
-    def target_table(self) -> pd.DataFrame:
-        """Each target with its role and natural accuracy."""
-        rows = [(t, self._clean(t).rows[-1]) for t in self.targets()]
+    def target_table(self, *roles: str) -> pd.DataFrame:
+        """Each target with its role and natural accuracy; `roles` as in `targets`."""
+        rows = [(t, self._clean(t).rows[-1]) for t in self.targets(*roles)]
         return pd.DataFrame(
             [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"]} for t, r in rows]
         ).set_index("target")
@@ -132,13 +145,16 @@ class Lab:
         epochs: list[float] | None,
         role: str,
         attack: IterativeAttack | None,
+        recipe: Recipe | None,
     ) -> Series:
         epochs = self.scale.probed(specs[0].schedule) if epochs is None else epochs
-        found = [self.measure("transfer", spec, epochs, attack) for spec in specs]
-        clean = self._clean_wrong()
+        robust = role == "robust"
+        found = [self.measure("transfer", spec, epochs, attack, recipe, robust) for spec in specs]
+        targets = self._attacked_targets(robust)
+        clean = self._clean_wrong(targets)
         n, t = clean.shape
-        keep = (np.arange(n) < self.scale.test_images) == (role == "test")
-        wanted = np.array([x.role == role for x in self.targets()])
+        keep = (np.arange(n) < self.scale.test_images) == (role != "validation")
+        wanted = np.array([x.role == role for x in targets])
         hits, accuracy = [], []
         for e in epochs:
             rows = [r.row(_iteration(r, e)) for r in found]
@@ -148,16 +164,16 @@ class Lab:
             accuracy.append([r["accuracy"] for r in rows])
         return Series(name, specs[0], epochs, hits, np.array(accuracy).T)
 
-    def _flatness(self, name: str, specs: list[TrainSpec], epochs: list[float]) -> Flatness:
-        found = [self.measure("sharpness", spec, epochs) for spec in specs]
+    def _flatness(self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None) -> Flatness:
+        found = [self.measure("sharpness", spec, epochs, recipe=recipe) for spec in specs]
         rows = [[r.row(_iteration(r, e)) for e in epochs] for r in found]
         measures = [k for k, v in rows[0][0].items() if k not in ("snapshot", "made", "iteration", "seconds")]
         # None stands for a value that is not defined there; as a float it is NaN.
         values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in measures}
         return Flatness(name, specs[0], epochs, values)
 
-    def _robustness(self, name: str, specs: list[TrainSpec], epochs: list[float]) -> Robustness:
-        found = [self.measure("robust", spec, epochs) for spec in specs]
+    def _robustness(self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None) -> Robustness:
+        found = [self.measure("robust", spec, epochs, recipe=recipe) for spec in specs]
         rows = [[r.row(_iteration(r, e))["stands"] for e in epochs] for r in found]
         shape = (self.scale.robustness.images,)
         stands = {
@@ -167,28 +183,58 @@ class Lab:
         return Robustness(name, specs[0], epochs, stands)
 
     def measure(
-        self, kind: str, spec: TrainSpec, epochs: list[float], attack: IterativeAttack | None = None
+        self,
+        kind: str,
+        spec: TrainSpec,
+        epochs: list[float],
+        attack: IterativeAttack | None = None,
+        recipe: Recipe | None = None,
+        robust: bool = False,
     ) -> records.Record:
         """The record of a probe of `spec`, with a row for each of `epochs`.
 
         Args:
             kind: "clean", "transfer", "sharpness" or "robust".
+            attack, recipe, robust: as in `find`.
 
         Raises:
             MissingRecord: in replay, rows are missing.
         """
-        how: dict[str, Callable[[training.Snapshot], dict[str, Any]]] = {
-            "clean": lambda snapshot: self._probes.clean(snapshot),
-            "transfer": lambda snapshot: self._probes.transfer(
-                attack or self.scale.attack, self._target_models, snapshot
-            ),
-            "sharpness": lambda snapshot: self._probes.sharpness(self.scale.sharpness, snapshot),
-            "robust": lambda snapshot: self._probes.robust(self.scale.robustness, snapshot),
-        }
-        return self._fill(self.find(kind, spec, attack), epochs, how[kind])
 
-    def find(self, kind: str, spec: TrainSpec, attack: IterativeAttack | None = None) -> records.Record:
-        """What is recorded of this measurement, possibly nothing."""
+        def collect(end: float) -> list[training.Snapshot]:
+            return list(self._train(spec, collected(recipe, end)))
+
+        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
+            parts = collect(snapshot.epoch) if recipe else []
+            if kind == "clean":
+                return self._probes.clean(snapshot)
+            if kind == "transfer":
+                targets = self._target_models(robust)
+                return self._probes.transfer(attack or self.scale.attack, targets, snapshot, recipe, parts)
+            model, settings = self._probes.load(snapshot, recipe, parts), getattr(self.scale, SETTINGS[kind])
+            return getattr(self._probes, kind)(settings, model)
+
+        record = self.find(kind, spec, attack, recipe, robust)
+        missing = missing_epochs(record, epochs)
+        if recipe and missing and self.mode == "run":
+            collect(max(missing))  # all that is collected is trained on the way to the last
+        return self._fill(record, epochs, probe)
+
+    def find(
+        self,
+        kind: str,
+        spec: TrainSpec,
+        attack: IterativeAttack | None = None,
+        recipe: Recipe | None = None,
+        robust: bool = False,
+    ) -> records.Record:
+        """What is recorded of this measurement, possibly nothing.
+
+        Args:
+            attack: of a transfer; None: the scale's.
+            recipe: what is measured of the run; None: its network.
+            robust: a transfer to the targets that are trained adversarially.
+        """
         images = {
             "test_images": self.scale.test_images,
             "validation_images": self.scale.validation_images,
@@ -197,11 +243,12 @@ class Lab:
         if kind == "clean":
             probe = images
         elif kind == "transfer":
-            targets = [self.scale.target(t).key() for t in self.targets()]
+            targets = [self.scale.target(t).key() for t in self._attacked_targets(robust)]
             probe = {"attack": (attack or self.scale.attack).describe(), **images, "targets": targets}
         else:
-            settings = asdict({"sharpness": self.scale.sharpness, "robust": self.scale.robustness}[kind])
+            settings = asdict(getattr(self.scale, SETTINGS[kind]))
             probe = {**settings, "accuracy_images": self.scale.accuracy_images}
+        probe |= {"recipe": named(recipe)} if recipe else {}
         probe = json.loads(json.dumps(probe))  # as it is read back, tuples being lists
         fresh = records.Record(kind, spec, probe, per_epoch=0)
         return self.records.get(fresh.key, fresh)
@@ -212,15 +259,18 @@ class Lab:
         spec = self.scale.target(target)
         return self.measure("clean", spec, [float(spec.epochs)])
 
-    def _clean_wrong(self) -> np.ndarray:
+    def _attacked_targets(self, robust: bool) -> list[scales.Target]:
+        return self.targets("robust") if robust else self.targets()
+
+    def _clean_wrong(self, targets: list[scales.Target]) -> np.ndarray:
         n = self.scale.test_images + self.scale.validation_images
-        found = [self._clean(t).rows[-1] for t in self.targets()]
+        found = [self._clean(t).rows[-1] for t in targets]
         return np.stack([records.unpack(r["clean_wrong"], (n,)) for r in found], 1)
 
-    @functools.cached_property
-    def _target_models(self) -> list[nn.Module]:
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
+    def _target_models(self, robust: bool) -> list[nn.Module]:
         models = []
-        for t in self.targets():
+        for t in self._attacked_targets(robust):
             self._clean(t)
             spec = self.scale.target(t)
             (last,) = self._train(spec, [float(spec.epochs)])

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, models, records, sharpness, training, transfer
 from rfnlib.attacks import IterativeAttack
+from rfnlib.recipes import Recipe
 from rfnlib.scales import RobustnessProbe, Scale, SharpnessProbe
 from rfnlib.specs import stream
+from rfnlib.surrogates import Cycle, Ensemble
 
 
 class Probes:
@@ -35,34 +37,47 @@ class Probes:
         return {"accuracy": self._accuracy(model), "clean_wrong": self._wrong(model, self.attacked[0]), "passes": 0}
 
     def transfer(
-        self, attack: IterativeAttack, targets: Sequence[nn.Module], snapshot: training.Snapshot
+        self,
+        attack: IterativeAttack,
+        targets: Sequence[nn.Module],
+        snapshot: training.Snapshot,
+        recipe: Recipe | None = None,
+        collected: Sequence[training.Snapshot] = (),
     ) -> dict[str, Any]:
-        """Attack `snapshot` as a surrogate and try the examples on `targets`; hits are kept image by image."""
+        """Attack `snapshot` as a surrogate, or what `recipe` makes of it, and try the examples on `targets`.
+
+        Hits are kept image by image. The accuracy of several networks is that of their mean probabilities.
+        """
         images, labels = self.attacked
         passes = attack.passes * len(labels)
-        model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, passes)
-        snapshot.load_into(model)
+        if recipe is None:
+            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, passes)
+            snapshot.load_into(model)
+        else:
+            model, how = self.load(snapshot, recipe, collected), self.how
+            compiled = model
         with how.autocast():
             adversarial = attack(compiled, images, labels, batch_size=_even(len(images), 256))
+        judged = Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
         hits = torch.stack([transfer.predict(target, adversarial) != labels for target in targets], 1)
         return {
-            "accuracy": self._accuracy(model),
+            "accuracy": self._accuracy(judged),
             "adv_wrong": records.pack(hits.cpu().numpy()),
-            "surrogate_wrong": self._wrong(model, images),
-            "whitebox": _share(transfer.predict(model, adversarial) != labels),
+            "surrogate_wrong": self._wrong(judged, images),
+            "whitebox": _share(transfer.predict(judged, adversarial) != labels),
             "training": snapshot.cost,
             "l2": round(float((adversarial - images).flatten(1).norm(dim=1).mean()), 4),
             "passes": passes,
         }
 
-    def sharpness(self, probe: SharpnessProbe, snapshot: training.Snapshot) -> dict[str, Any]:
-        """The sharpness of the training loss at `snapshot`, on training images that are not augmented, in fp32.
+    def sharpness(self, probe: SharpnessProbe, model: nn.Module) -> dict[str, Any]:
+        """The sharpness of the training loss of `model`, on training images that are not augmented, in fp32.
 
         Beside λ₁ and the trace of the Hessian: λ₁ once more for logits scaled so that the loss is `probe.level`
         (`matched`, and the `scale`), because a small cross-entropy alone makes the Hessian small. None where no scale
         reaches that loss. Each value comes with its error estimate, `…_error`.
         """
-        model = self.load(snapshot).requires_grad_(True)
+        model.requires_grad_(True)
         batches = self._training_batches(probe.images)
         with torch.no_grad():
             logits = torch.cat([model(x) for x, _ in batches])
@@ -84,9 +99,8 @@ class Probes:
             row |= {name: m and _digits(m.value), f"{name}_error": m and _digits(m.error)}
         return {**row, "passes": round(sum(m.passes for m in found.values()) * len(labels))}
 
-    def robust(self, probe: RobustnessProbe, snapshot: training.Snapshot) -> dict[str, Any]:
-        """Which of the first test images are classified correctly, as they are and under each attack of `probe`."""
-        model = self.load(snapshot)
+    def robust(self, probe: RobustnessProbe, model: nn.Module) -> dict[str, Any]:
+        """Which of the first test images `model` classifies correctly, as they are and under each attack of `probe`."""
         images, labels = (part[: probe.images] for part in self.attacked)
         seen = [0]
 
@@ -107,10 +121,20 @@ class Probes:
         pairs = zip(images.split(_even(n, 500)), labels.split(_even(n, 500)), strict=True)
         return [(data.to_float(x).to(self.how.device), y.to(self.how.device)) for x, y in pairs]
 
-    def load(self, snapshot: training.Snapshot) -> nn.Module:
-        """The network of `snapshot` on the device, in eval mode."""
+    def load(
+        self,
+        snapshot: training.Snapshot,
+        recipe: Recipe | None = None,
+        collected: Sequence[training.Snapshot] = (),
+    ) -> nn.Module:
+        """The network of `snapshot` on the device, in eval mode, or what `recipe` makes of it and of `collected`."""
         network = training.network(snapshot.spec, self.dataset)
-        return self.how.place(snapshot.load_into(network)).requires_grad_(False)
+        network = self.how.place(snapshot.load_into(network)).requires_grad_(False)
+        if recipe is None:
+            return network
+        parts = self.dataset.train_images.split(500)
+        made = recipe(network, collected, (data.to_float(x).to(self.how.device) for x in parts))
+        return self.how.place(made).requires_grad_(False).eval()
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (probes live as long as their process)
     def _surrogate(self, arch: str, width: int | None, passes: int) -> tuple[nn.Module, nn.Module, execution.Execution]:

@@ -21,18 +21,30 @@ from rfnlib.specs import (
     TrainSpec,
 )
 
+STANDARD = ("test", "validation")  # the roles of targets that are trained on images as they are
+
 
 @dataclass(frozen=True)
 class Target:
-    """A network to fool. Validation targets choose (an epoch, a ρ); test targets judge."""
+    """A network to fool. Validation targets choose (an epoch, a ρ); test targets judge; robust ones resist.
+
+    Those whose role is "robust" are trained on images made by `adversary`.
+    """
 
     arch: str
     width: int | None
     role: str = "test"
+    adversary: Adversary | None = None
 
     @property
     def name(self) -> str:
-        return self.arch if self.width is None else f"{self.arch} (width {self.width})"
+        plain = self.arch if self.width is None else f"{self.arch} (width {self.width})"
+        return plain if self.adversary is None else f"{plain}, {budget(self.adversary.norm, self.adversary.eps)}"
+
+
+def budget(norm: str, eps: float) -> str:
+    """A name of a ball, such as "l2 0.25" or "linf 1/255"."""
+    return f"{norm} {255 * eps:g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,10 @@ class RobustnessProbe:
     restarts: int = 2
 
     def attacks(self) -> dict[str, IterativeAttack]:
-        """The attack of each budget, by a name such as "l2 0.25" or "linf 1/255"."""
-        shown = {(norm, eps): f"{255 * eps:g}/255" if norm == "linf" else f"{eps:g}" for norm, eps in self.budgets}
+        """The attack of each budget, by its name."""
         return {
-            f"{norm} {text}": PGD(eps, norm=norm, steps=self.steps, step=2.5 * eps / self.steps)
-            for (norm, eps), text in shown.items()
+            budget(norm, eps): PGD(eps, norm=norm, steps=self.steps, step=2.5 * eps / self.steps)
+            for norm, eps in self.budgets
         }
 
 
@@ -90,6 +101,23 @@ class FeatureStudy:
     budgets: tuple[float, ...]
     eps: float = 0.5
     which: int = 0
+
+
+@dataclass(frozen=True)
+class RivalStudy:
+    """The other surrogates of claim C7, and what claim C8 combines them with.
+
+    LGV, the More-Bayesian surrogate and model alignment go on for `epochs` from the end of the standard run; the first
+    two collect weights `per_epoch`, the second draws `draws` networks. `slight` are the candidates for slight
+    adversarial training; `penalty` is λ of SAM with input-gradient regularisation. Variance tuning takes `neighbours`.
+    """
+
+    epochs: int
+    slight: tuple[Adversary, ...]
+    per_epoch: int = 4
+    draws: int = 20
+    penalty: float = 0.1
+    neighbours: int = 20
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,7 @@ class Scale:
     sharp_every: int
     robustness: RobustnessProbe
     features: FeatureStudy
+    rivals: RivalStudy
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
     budgets: tuple[float, ...] = (2 / 255, 8 / 255)
     every: int = 1
@@ -168,11 +197,33 @@ class Scale:
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)
         return self.surrogate(schedule, seed, which, minimizer)
 
+    def slight(self, adversary: Adversary, seed: int) -> TrainSpec:
+        """Slight adversarial training (Springer et al. 2021), under the standard schedule."""
+        return replace(self.flat(None, seed), adversary=adversary)
+
+    def rivals_of(self, seed: int) -> dict[str, TrainSpec]:
+        """The runs behind the other surrogates of claim C7, all from the standard run or for as long.
+
+        LGV: half the first learning rate, constant, and its own weight decay. The More-Bayesian surrogate: the same
+        rate, with the gradient's norm penalised. Alignment: a tenth of the first rate, towards the standard network of
+        claim C1, which is no target. Rates and lengths are as in the publications where the scale has room for them.
+        """
+        base, study = self.flat(None, seed), self.rivals
+        onwards = replace(base, schedule=Step(self.lr / 2), epochs=study.epochs, start=base)
+        witness = self.inverted(False).model
+        return {
+            "LGV": replace(onwards, weight_decay=1e-4),
+            "More Bayesian": replace(onwards, minimizer=Minimizer("GNP", 0.1)),
+            "aligned": replace(onwards, schedule=Step(self.lr / 10), witness=witness),
+            "SAM & IR": replace(self.flat(Minimizer("SAM", self.rhos[0]), seed), input_penalty=study.penalty),
+        }
+
     def target(self, target: Target) -> TrainSpec:
         """The training run of `target`: one cycle, with a seed that no surrogate uses."""
         return TrainSpec(
             data=self.data, arch=target.arch, width=target.width, n_train=self.n_train,
             schedule=OneCycle(self.lr), epochs=self.target_epochs, batch=self.batch, seed=1000,
+            adversary=target.adversary,
         )  # fmt: skip
 
     def inverted(self, robust: bool, steps: int | None = None) -> FeatureSet:
@@ -231,6 +282,8 @@ SMOKE = Scale(
         Target("cnn", 16),
         Target("wrn16", 8),
         Target("senet18", 8, "validation"),
+        Target("vgg11", 8, "robust", Adversary("l2", 0.5, steps=1)),
+        Target("vgg11", 8, "robust", Adversary("linf", 8 / 255, steps=1)),
     ),
     attack=BIM(eps=40 / 255, steps=10),
     test_images=200,
@@ -243,6 +296,7 @@ SMOKE = Scale(
     features=FeatureStudy(
         steps=10, tried=(), step=0.2, adversary=Adversary("l2", 0.5, steps=1), targeted=5, budgets=(20 / 255,)
     ),
+    rivals=RivalStudy(epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, neighbours=2),
     rhos=(0.05, 0.2),
     budgets=(20 / 255,),
     fine=(0.5,),
@@ -268,6 +322,8 @@ LAPTOP = Scale(
         Target("densenet22", 8),
         Target("wrn16", 12, "validation"),
         Target("convmixer", 48, "validation"),
+        Target("vgg13", 16, "robust", Adversary("l2", 0.5, steps=2)),
+        Target("vgg13", 16, "robust", Adversary("linf", 4 / 255, steps=2)),
     ),
     attack=BIM(eps=4 / 255, steps=15),
     test_images=200,
@@ -285,6 +341,9 @@ LAPTOP = Scale(
         targeted=10,
         budgets=(2 / 255, 8 / 255),
         which=1,
+    ),
+    rivals=RivalStudy(
+        epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5
     ),
 )
 
@@ -314,6 +373,8 @@ PAPER = Scale(
         Target("cnn", None, "validation"),
         Target("vgg16", None, "validation"),
         Target("densenet40", None, "validation"),
+        Target("resnext29", None, "robust", Adversary("l2", 0.5)),
+        Target("resnext29", None, "robust", Adversary("linf", 8 / 255)),
     ),
     attack=BIM(eps=4 / 255, steps=50),
     test_images=2000,
@@ -332,6 +393,7 @@ PAPER = Scale(
         budgets=(2 / 255, 8 / 255, 16 / 255),
         which=1,
     ),
+    rivals=RivalStudy(epochs=10, slight=tuple(Adversary("l2", eps) for eps in (0.03, 0.05, 0.1, 0.2, 0.3, 0.5))),
     rhos=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0),
     every=5,
     fine=(0.1, 0.25, 0.5, 2.0, 3.0),

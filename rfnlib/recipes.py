@@ -1,0 +1,88 @@
+"""Recipes: from the weights of a training run to the surrogate that is attacked.
+
+>>> lab.transfer({"LGV": specs}, epochs=[10.0], recipe=Collected(per_epoch=4))
+
+A recipe is called with a network, the weights it collects along the run (the last ones are the network's) and batches
+of training images that are not augmented, and gives the module to attack. It is a frozen dataclass or a function of a
+module, for a record names the surrogate by it. One with an attribute `per_epoch` is given that many weights an epoch,
+any other the last ones alone. A recipe of your own:
+
+>>> def blurred(network, weights, batches):
+...     return nn.Sequential(GaussianBlur(3), network)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from rfnlib.surrogates import Cycle, GhostNetwork, SkipGradient, Swag, Weights, average, loaded
+
+Recipe = Callable[[nn.Module, Sequence[Weights], Iterable[Tensor]], nn.Module]
+
+
+def collected(recipe: Recipe | None, end: float) -> list[float]:
+    """The epochs of the weights that `recipe` collects of a run that is attacked at epoch `end`."""
+    per_epoch = getattr(recipe, "per_epoch", 0)
+    return [i / per_epoch for i in range(1, round(end * per_epoch) + 1)] if per_epoch else [end]
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The network by skip gradients (SGM): `surrogates.SkipGradient`."""
+
+    gamma: float = 0.2
+
+    def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
+        return SkipGradient(network, self.gamma)
+
+
+@dataclass(frozen=True)
+class Ghosts:
+    """Ghosts of the network, another one at every pass: `surrogates.GhostNetwork`."""
+
+    strength: float = 0.22
+
+    def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
+        return GhostNetwork(network, self.strength)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """LGV: the collected weights, one an iteration in random order (Gubri et al. 2022, ECCV)."""
+
+    per_epoch: int = 4
+
+    def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
+        return Cycle([loaded(network, w) for w in weights])
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """LGV-SWA: the mean of the collected weights, with BatchNorm's statistics re-estimated (Gubri et al. 2022)."""
+
+    per_epoch: int = 4
+
+    def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
+        return average(network, weights, batches)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draws from a Gaussian fitted to the collected weights, one an iteration: `surrogates.Swag`.
+
+    The defaults are those of the More-Bayesian surrogate (Li et al. 2023, ICLR): a diagonal, widened, 20 draws that
+    share BatchNorm's statistics, which are those of the mean.
+    """
+
+    per_epoch: int = 4
+    draws: int = 20
+    scale: float = 1.5
+    rank: int = 0
+
+    def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
+        mean = average(network, weights, batches).state_dict()
+        swag = replace(Swag.fit(network, weights, self.rank), mean=mean)
+        return Cycle([loaded(network, swag.sample(seed, self.scale)) for seed in range(self.draws)])
