@@ -73,8 +73,18 @@ CLAIMS = {
             "04_rfn_gains",
             recorded=(("laptop", "inconclusive"),),
         ),
-        Claim("C7", "RFN rivals the best other ways to train a surrogate", "no verified number"),
-        Claim("C8", "RFN adds to other transfer techniques", "no verified number"),
+        Claim(
+            "C7",
+            "RFN rivals the best other ways to train a surrogate",
+            "no verified number",
+            "05_state_of_the_art",
+        ),
+        Claim(
+            "C8",
+            "RFN adds to other transfer techniques",
+            "no verified number",
+            "05_state_of_the_art",
+        ),
     )
 }
 

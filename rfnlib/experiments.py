@@ -99,7 +99,8 @@ def attacked(lab: Lab, runs: Runs, epochs: list[float], eps: float) -> bool:
 
 
 def _on(lab: Lab, features: FeatureSet | None, seeds: Sequence[int]) -> list[TrainSpec]:
-    return [replace(lab.scale.flat(None, seed, lab.scale.features.which), features=features) for seed in seeds]
+    arch, width = lab.scale.features.arch
+    return [replace(lab.scale.flat(None, seed), arch=arch, width=width, features=features) for seed in seeds]
 
 
 def _followed(lab: Lab, spec: TrainSpec) -> bool:
@@ -292,20 +293,19 @@ Technique = tuple[IterativeAttack, Recipe | None]
 
 
 def techniques(lab: Lab) -> dict[str, Technique]:
-    """The techniques of claim C8 around the scale's attack; the last two are recipes for the network attacked."""
+    """The scale's techniques of claim C8 around its attack; the last two are recipes for the network attacked."""
     plain, near = lab.scale.attack, Neighbours(lab.scale.rivals.neighbours)
     attacks = {
-        "none": plain,
         "MI": plain | MI(),
         "NI": plain | NI(),
         "DI": plain | DI(),
         "TI": plain | TI(),
         "SI": plain | SI(),
         "VMI": plain | MI(variance=near),
-        "MI + DI + TI": plain | MI() | DI() | TI(),
+        "MI+DI+TI": plain | MI() | DI() | TI(),
     }
-    networks = {"SGM": Skips(), "ghosts": Ghosts()}
-    return {n: (a, None) for n, a in attacks.items()} | {n: (plain, recipe) for n, recipe in networks.items()}
+    known = {n: (a, None) for n, a in attacks.items()} | {"SGM": (plain, Skips()), "ghosts": (plain, Ghosts())}
+    return {"none": (plain, None)} | {name: known[name] for name in lab.scale.rivals.techniques}
 
 
 ADDED_TO = ("SGD, stopped early", "SGD", "SAM", "RFN", "SAT")  # surrogates that techniques are added to

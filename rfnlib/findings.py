@@ -1,4 +1,4 @@
-"""What each claim is judged by: the comparisons behind its verdict, fixed beforehand, and the tables beside them."""
+"""What claims C1 to C6 are judged by: the comparisons behind each verdict, fixed beforehand, and tables beside them."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class EarlyStopping:
             rows[name] = {
                 "a network trained on it is": wanted,
                 "seeds": ours.seeds,
-                "natural accuracy": _with_interval(ours),
-                f"robust, {WEAK}": _with_interval(weak),
+                "natural accuracy": with_interval(ours),
+                f"robust, {WEAK}": with_interval(weak),
                 "published": f"{natural:.0%}, {robust:.0%}",
                 "as it should be": "yes" if ours.low > chance and stands else "not shown",
             }
@@ -77,8 +77,8 @@ class EarlyStopping:
             close = min(run.epochs, key=lambda e: abs(e - stop))
             rows[name] = {
                 "stopped at epoch": f"{stop:g}",
-                "success there": _with_interval(interval(seen.at(stop))),
-                "at the end": _with_interval(interval(seen.at(seen.end))),
+                "success there": with_interval(interval(seen.at(stop))),
+                "at the end": with_interval(interval(seen.at(seen.end))),
                 f"robust ({WEAK}), stopped": f"{run.at(close, WEAK).value:.1%}",
                 "robust at the end": f"{robust[-1]:.1%}",
                 "most robust": f"{max(robust):.1%}, epoch {most:g}",
@@ -86,7 +86,7 @@ class EarlyStopping:
         return pd.DataFrame(rows).T.rename_axis("trained on")
 
 
-def _with_interval(rate: Estimate) -> str:
+def with_interval(rate: Estimate) -> str:
     return f"{rate.value:.1%} ± {(rate.high - rate.low) / 2:.1%}"
 
 
@@ -115,7 +115,7 @@ def by_steps(lab: Lab) -> pd.DataFrame:
     for steps, runs in experiments.inversion_runs(lab).items():
         found = lab.robustness(runs, [end])
         rows[steps] = {
-            f"{name}, {label}": _with_interval(interval(run.at(end, attack)))
+            f"{name}, {label}": with_interval(interval(run.at(end, attack)))
             for name, run in found.items()
             for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}"))
         }
@@ -151,7 +151,7 @@ def by_denominator(series: dict[str, Series], decays: Iterable[int], after: floa
     rows = {}
     for d in decays:
         rates = {name: interval(series[f"decay at {d}"].at(d + after, name)) for name in DENOMINATORS}
-        rows[f"decay at {d}"] = {n: _with_interval(r) for n, r in rates.items()}
+        rows[f"decay at {d}"] = {n: with_interval(r) for n, r in rates.items()}
     return pd.DataFrame(rows).T
 
 
@@ -233,20 +233,20 @@ class Gains:
             row = {
                 "seeds": len(run.accuracy),
                 "natural accuracy": f"{run.accuracy[:, run.epochs.index(epoch)].mean():.1%}",
-                "success": _with_interval(success),
+                "success": with_interval(success),
             }
             if epoch != self.stop:
                 best = max(range(len(self.targets)), key=lambda t: self.gain(name, self.stop, [t]).value)
                 row |= {
-                    "over early stopping, mean": _points(self.gain(name, self.stop)),
+                    "over early stopping, mean": points(self.gain(name, self.stop)),
                     "max": f"{100 * self.gain(name, self.stop, [best]).value:+.1f} ({self.targets[best]})",
                 }
-                row["over full training, mean"] = "" if name == "SGD" else _points(self.gain(name, run.end))
+                row["over full training, mean"] = "" if name == "SGD" else points(self.gain(name, run.end))
             rows[name] = row
         return pd.DataFrame(rows).T.fillna("").rename_axis("surrogate")
 
 
-def _points(difference: Influence) -> str:
+def points(difference: Influence) -> str:
     d = interval(difference)
     return f"{100 * d.value:+.1f} ± {50 * (d.high - d.low):.1f}"
 
@@ -275,7 +275,7 @@ def late_phase(series: dict[str, Series], flatness: dict[str, Flatness], scale: 
     for e in (e for e in flat.epochs if e >= max(scale.standard)):
         rate = interval(seen.at(e))
         means = {label: f"{np.mean(flat.at(e, m)):.4g}" for m, label in MEASURES.items()}
-        rows[f"{e:g}"] = {"success": _with_interval(rate), **means}
+        rows[f"{e:g}"] = {"success": with_interval(rate), **means}
     return pd.DataFrame(rows).T.rename_axis("epoch")
 
 
@@ -312,6 +312,6 @@ def by_budget(lab: Lab, found: Gains) -> pd.DataFrame:
         for name, specs, epoch in (("SGD, stopped early", runs["SGD"], found.stop),
                                    *((n, runs[n], end[0]) for n in ("SGD", "SAM", "RFN"))):  # fmt: skip
             rate = interval(lab.transfer({name: specs}, epochs=[epoch], attack=attack)[name].at(epoch))
-            cell = _with_interval(rate)
+            cell = with_interval(rate)
             rows.setdefault(name, {})[f"ε = {255 * eps:g}/255"] = cell
     return pd.DataFrame(rows).T.rename_axis("surrogate")

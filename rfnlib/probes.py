@@ -49,9 +49,8 @@ class Probes:
         Hits are kept image by image. The accuracy of several networks is that of their mean probabilities.
         """
         images, labels = self.attacked
-        passes = attack.passes * len(labels)
         if recipe is None:
-            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, passes)
+            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width)
             snapshot.load_into(model)
         else:
             model, how = self.load(snapshot, recipe, collected), self.how
@@ -67,7 +66,7 @@ class Probes:
             "whitebox": _share(transfer.predict(judged, adversarial) != labels),
             "training": snapshot.cost,
             "l2": round(float((adversarial - images).flatten(1).norm(dim=1).mean()), 4),
-            "passes": passes,
+            "passes": attack.passes * len(labels),
         }
 
     def sharpness(self, probe: SharpnessProbe, model: nn.Module) -> dict[str, Any]:
@@ -137,9 +136,10 @@ class Probes:
         return self.how.place(made).requires_grad_(False).eval()
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (probes live as long as their process)
-    def _surrogate(self, arch: str, width: int | None, passes: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
-        """One network an architecture, compiled once if a run's worth of attacks pays for it."""
-        how = execution.resolve(self.how.device, work=passes * self.scale.epochs)
+    def _surrogate(self, arch: str, width: int | None) -> tuple[nn.Module, nn.Module, execution.Execution]:
+        """One network an architecture, compiled once if a run's worth of the scale's attack pays for it."""
+        work = self.scale.attack.passes * len(self.attacked[1]) * self.scale.epochs
+        how = execution.resolve(self.how.device, work=work)
         shape = self.dataset.image_shape
         about = {"n_classes": self.dataset.n_classes, "mean": self.dataset.mean, "std": self.dataset.std}
         model = how.place(models.build(arch, width=width, image_shape=shape, **about)).requires_grad_(False).eval()

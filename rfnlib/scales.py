@@ -88,11 +88,12 @@ class RobustnessProbe:
 class FeatureStudy:
     """The data sets of claim C1 and what is trained on them.
 
-    `which` surrogate architecture: that of the networks inverted, too. `adversary` trains the robust one. The inversion
-    takes `steps` of length `step`; `tried` are other numbers of steps, to see what is lost. D_rand and D_det take
-    `targeted` steps in a ball of radius `eps`. `budgets` are the other ε of the attack.
+    `arch` and its width: of the surrogates, and of the networks inverted. `adversary` trains the robust one. The
+    inversion takes `steps` of length `step`; `tried` are other numbers of steps, to see what is lost. D_rand and D_det
+    take `targeted` steps in a ball of radius `eps`. `budgets` are the other ε of the attack.
     """
 
+    arch: tuple[str, int | None]
     steps: int
     tried: tuple[int, ...]
     step: float
@@ -100,7 +101,6 @@ class FeatureStudy:
     targeted: int
     budgets: tuple[float, ...]
     eps: float = 0.5
-    which: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class RivalStudy:
 
     LGV, the More-Bayesian surrogate and model alignment go on for `epochs` from the end of the standard run; the first
     two collect weights `per_epoch`, the second draws `draws` networks. `slight` are the candidates for slight
-    adversarial training; `penalty` is λ of SAM with input-gradient regularisation. Variance tuning takes `neighbours`.
+    adversarial training; `penalty` is λ of SAM with input-gradient regularisation. `techniques` are names in
+    `experiments.techniques`; variance tuning takes `neighbours`.
     """
 
     epochs: int
@@ -118,6 +119,7 @@ class RivalStudy:
     draws: int = 20
     penalty: float = 0.1
     neighbours: int = 20
+    techniques: tuple[str, ...] = ("MI", "NI", "DI", "TI", "SI", "VMI", "MI+DI+TI", "SGM", "ghosts")
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Scale:
     def inverted(self, robust: bool, steps: int | None = None) -> FeatureSet:
         """D_R (`robust`) or D_NR: the features of a network that is trained as the targets are, on other seeds."""
         study = self.features
-        arch, width = self.surrogates[study.which]
+        arch, width = study.arch
         plain = replace(self.target(Target(arch, width)), seed=1001)
         model = replace(plain, adversary=study.adversary) if robust else plain
         return FeatureSet("inverted", model, steps or study.steps, study.step)
@@ -294,9 +296,17 @@ SMOKE = Scale(
     sharp_every=3,
     robustness=RobustnessProbe(images=100, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
     features=FeatureStudy(
-        steps=10, tried=(), step=0.2, adversary=Adversary("l2", 0.5, steps=1), targeted=5, budgets=(20 / 255,)
+        arch=("cnn", 8),
+        steps=10,
+        tried=(),
+        step=0.2,
+        adversary=Adversary("l2", 0.5, steps=1),
+        targeted=5,
+        budgets=(20 / 255,),
     ),
-    rivals=RivalStudy(epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, neighbours=2),
+    rivals=RivalStudy(
+        epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, techniques=("MI", "DI", "SGM")
+    ),
     rhos=(0.05, 0.2),
     budgets=(20 / 255,),
     fine=(0.5,),
@@ -334,13 +344,13 @@ LAPTOP = Scale(
     sharp_every=3,
     robustness=RobustnessProbe(images=200),
     features=FeatureStudy(
+        arch=("vgg11", 16),
         steps=20,
         tried=(5, 40),
         step=0.5,
         adversary=Adversary("l2", 0.5, steps=2),
         targeted=10,
         budgets=(2 / 255, 8 / 255),
-        which=1,
     ),
     rivals=RivalStudy(
         epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5
@@ -385,13 +395,13 @@ PAPER = Scale(
     sharp_every=10,
     robustness=RobustnessProbe(images=2000, steps=20, restarts=5),
     features=FeatureStudy(
+        arch=("resnet50", None),
         steps=1000,
         tried=(100,),
         step=0.1,
         adversary=Adversary("l2", 0.5, steps=7, step=0.1),
         targeted=100,
         budgets=(2 / 255, 8 / 255, 16 / 255),
-        which=1,
     ),
     rivals=RivalStudy(epochs=10, slight=tuple(Adversary("l2", eps) for eps in (0.03, 0.05, 0.1, 0.2, 0.3, 0.5))),
     rhos=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0),

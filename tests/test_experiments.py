@@ -22,7 +22,7 @@ from rfnlib.experiments import (
     work,
 )
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.scales import FeatureStudy, RobustnessProbe, SharpnessProbe, Target
+from rfnlib.scales import FeatureStudy, RivalStudy, RobustnessProbe, SharpnessProbe, Target
 from rfnlib.series import Robustness
 from rfnlib.specs import Adversary, Minimizer
 
@@ -30,7 +30,12 @@ TINY = replace(
     scenes.TINY,
     n_train=120,
     surrogates=(("resnet18", 4), ("cnn", 6)),
-    targets=(Target("cnn", 16, "validation"), Target("cnn", 8), Target("vgg11", 8)),
+    targets=(
+        Target("cnn", 16, "validation"),
+        Target("cnn", 8),
+        Target("vgg11", 8),
+        Target("cnn", 4, "robust", Adversary("l2", 0.5, steps=1)),
+    ),
     attack=BIM(eps=32 / 255, steps=2),
     validation_images=20,
     sharpness=SharpnessProbe(images=12, products=8, probes=2, deflate=2),
@@ -40,7 +45,20 @@ TINY = replace(
     fine=(0.5,),
     robustness=RobustnessProbe(images=20, budgets=(("l2", 0.25), ("linf", 8 / 255)), steps=2, restarts=2),
     features=FeatureStudy(
-        steps=4, tried=(2,), step=0.1, adversary=Adversary("l2", 0.5, steps=1), targeted=2, budgets=(16 / 255,), which=1
+        arch=("cnn", 6),
+        steps=4,
+        tried=(2,),
+        step=0.1,
+        adversary=Adversary("l2", 0.5, steps=1),
+        targeted=2,
+        budgets=(16 / 255,),
+    ),
+    rivals=RivalStudy(
+        epochs=1,
+        slight=(Adversary("l2", 0.1, steps=1), Adversary("l2", 0.3, steps=1)),
+        per_epoch=2,
+        draws=2,
+        techniques=("DI", "SGM"),
     ),
 )
 pytestmark = pytest.mark.usefixtures("one_thread")

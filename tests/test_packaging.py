@@ -25,9 +25,9 @@ FLOORS = (
     {"paths", "progress", "checks", "specs", "files", "execution"},
     {"data", "fetch", "models"},
     {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness"},
-    {"adversaries", "training", "transfer"},
-    {"records", "scales", "series", "probes", "lab", "experiments"},
-    {"claims", "findings", "plots"},
+    {"adversaries", "objectives", "training", "transfer"},
+    {"recipes", "records", "scales", "series", "probes", "lab", "experiments"},
+    {"claims", "findings", "rivalry", "plots"},
     {"reproduce", "bench", "readme", "__main__", "__init__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -17,9 +17,13 @@ EVERY = list(scales.SCALES.values())
 def test_a_scale_fits_together(scale):
     networks = {arch for arch, _ in scale.surrogates} | {t.arch for t in scale.targets}
     assert networks <= set(models.ARCHITECTURES)
-    assert len({t.arch for t in scale.targets}) == len(scale.targets), "every target is of its own architecture"
+    standard = [t.arch for t in scale.targets if t.role in scales.STANDARD]
+    assert len(set(standard)) == len(standard), "every target is of its own architecture"
     assert not {t.arch for t in scale.targets} & {scale.surrogates[0][0]}, "the surrogate is no target"
-    assert {t.role for t in scale.targets} == {"test", "validation"}
+    assert {t.role for t in scale.targets} == {*scales.STANDARD, "robust"}
+    robust = [t for t in scale.targets if t.role == "robust"]
+    assert {t.adversary.norm for t in robust} == {"linf", "l2"}, "robust targets in both norms"
+    assert not any(t.adversary for t in scale.targets if t.role in scales.STANDARD)
     assert all(0 < d < scale.epochs for d in (*scale.decays, *scale.standard))
     assert set(scale.standard) <= set(scale.decays), "the second decay starts from a state another run has kept"
     assert scale.robustness.images <= scale.test_images, "robust accuracy is on test images that are attacked anyway"
@@ -61,16 +65,19 @@ def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_rec
     )  # fmt: skip
     monkeypatch.setattr(data, "load", lambda name: made_up)
     slim = {t: replace(t, width=2) for t in scales.PAPER.targets if t.arch in ("vgg13", "preresnet18", "vgg16")}
+    weak = Adversary("l2", 0.5, steps=1)
+    robust = scales.Target("vgg13", 2, "robust", weak)
     cut = replace(
-        scales.PAPER, surrogates=(("resnet18", 2), ("resnet50", 2)), targets=tuple(slim.values()), epochs=3,
+        scales.PAPER, surrogates=(("resnet18", 2), ("resnet50", 2)), targets=(*slim.values(), robust), epochs=3,
         decays=(1, 2), standard=(1, 2), cycle=1, target_epochs=1, batch=16, every=1, fine=(0.5,),
         attack=replace(scales.PAPER.attack, steps=2), test_images=12, validation_images=4, accuracy_images=20,
         seeds=(0,), sharp_every=3, rhos=(0.05, 0.2), budgets=(2 / 255,),
         sharpness=scales.SharpnessProbe(images=8, products=3, probes=2, deflate=1),
         robustness=replace(scales.PAPER.robustness, images=8, steps=2, restarts=1),
         features=replace(
-            scales.PAPER.features, steps=2, tried=(), targeted=2, budgets=(), adversary=Adversary("l2", 0.5, steps=1)
+            scales.PAPER.features, arch=("resnet50", 2), steps=2, tried=(), targeted=2, budgets=(), adversary=weak
         ),
+        rivals=scales.RivalStudy(1, slight=(weak,), per_epoch=2, draws=2, neighbours=1, techniques=("VMI", "ghosts")),
     )  # fmt: skip
 
     def enough(lab):

@@ -1,0 +1,171 @@
+"""What claims C7 and C8 are judged by: RFN among other surrogates, and under other techniques."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from rfnlib import experiments
+from rfnlib.attacks import IterativeAttack
+from rfnlib.claims import Finding
+from rfnlib.findings import WEAK, points, with_interval
+from rfnlib.lab import Lab
+from rfnlib.recipes import Recipe
+from rfnlib.series import Flatness, Robustness, Series
+from rfnlib.transfer import Estimate, Influence, interval
+
+# --- C7: other surrogates ---------------------------------------------------------------------------
+
+RIVALS = ("SAT", "LGV", "LGV-SWA", "More Bayesian", "aligned", "SAM & IR")
+MARGIN = 0.05  # RFN rivals a surrogate if it succeeds less often by no more than this
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """Surrogates trained in different ways, under one protocol; each at its own `Contender.epoch`.
+
+    `series` are on the test targets, `robust` on those trained adversarially; `flatness` and `robustness` are of one
+    network where several are attacked. `cost` is that of training, in epochs of plain training: forward-backward
+    passes of the run and of the one that it starts from (a witness is not counted).
+    """
+
+    series: dict[str, Series]
+    robust: dict[str, Series]
+    flatness: dict[str, Flatness]
+    robustness: dict[str, Robustness]
+    cost: dict[str, float]
+
+    def against(self, name: str, on: dict[str, Series] | None = None) -> Influence:
+        """Success of RFN less that of surrogate `name`: same seeds, same images."""
+        on = self.series if on is None else on
+        rfn, other = on["RFN"], on[name]
+        seeds = min(len(rfn.accuracy), len(other.accuracy))
+        rfn, other = rfn.first(seeds), other.first(seeds)
+        return rfn.at(rfn.end) - other.at(other.end)
+
+    def differences(self) -> list[Finding]:
+        """RFN against each of the rivals that is recorded."""
+        pairs = [(name, self.against(name)) for name in RIVALS if name in self.series]
+        level = 1 - 0.05 / max(len(pairs), 1)
+        return [Finding("RFN", name, interval(d), interval(d, level)) for name, d in pairs]
+
+    def judge(self) -> list[Finding]:
+        """The comparisons behind C7: RFN loses to no rival by `MARGIN` or more (a test of non-inferiority)."""
+        return [
+            replace(f, difference=_raised(f.difference, MARGIN), guarded=_raised(f.guarded, MARGIN))
+            for f in self.differences()
+        ]
+
+    def ranks(self) -> dict[str, float]:
+        """The mean rank by success, 1 being the best, over targets and the seeds that all have."""
+        seeds = min(len(s.accuracy) for s in self.series.values())
+        rates = []
+        for s in self.series.values():
+            hits = s.first(seeds).hits[-1]
+            rates.append(hits.adv_wrong[:, ~hits.clean_wrong.any(1)].mean(1))
+        ranks = rankdata(-np.array(rates), axis=0).mean((1, 2))
+        return dict(zip(self.series, ranks.tolist(), strict=True))
+
+    def table(self) -> pd.DataFrame:
+        """One row a surrogate, the most successful first."""
+        rows, ranks = {}, self.ranks()
+        for name, s in sorted(self.series.items(), key=lambda pair: -pair[1].at(pair[1].end).value):
+            robust, flat, stands = self.robust[name], self.flatness[name], self.robustness[name]
+            rows[name] = {
+                "seeds": len(s.accuracy),
+                "success": with_interval(interval(s.at(s.end))),
+                "RFN less it": "" if name == "RFN" else points(self.against(name)),
+                "mean rank": f"{ranks[name]:.1f}",
+                "on robust targets": with_interval(interval(robust.at(robust.end))),
+                "natural accuracy": f"{s.accuracy.mean():.1%}",
+                f"robust, {WEAK}": f"{stands.at(stands.end, WEAK).value:.1%}",
+                "λ₁": f"{flat.values['top'].mean():.3g}",
+                "cost in epochs": f"{self.cost[name]:g}",
+            }
+        return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+def _raised(estimate: Estimate, by: float) -> Estimate:
+    return replace(estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
+
+
+def c7(lab: Lab) -> Rivalry:
+    """Surrogates trained in different ways under one protocol, at `lab`'s scale."""
+    runs = experiments.contenders(lab)
+
+    def along(ask: Callable[..., dict[str, Any]], single: bool = False, **how: Any) -> dict[str, Any]:
+        def of(name: str, c: experiments.Contender) -> Any:
+            return ask({name: c.specs}, epochs=[c.epoch], recipe=c.single if single else c.recipe, **how)[name]
+
+        return {name: of(name, c) for name, c in runs.items()}
+
+    return Rivalry(
+        along(lab.transfer),
+        along(lab.transfer, role="robust"),
+        along(lab.sharpness, single=True),
+        along(lab.robustness, single=True),
+        {name: _cost(lab, c) for name, c in runs.items()},
+    )
+
+
+def _cost(lab: Lab, contender: experiments.Contender) -> float:
+    spec, total = contender.specs[0], 0.0
+    at, recipe = contender.epoch, contender.recipe
+    while spec:
+        record = lab.measure("transfer", spec, [at], recipe=recipe)
+        total += record.row(round(at * record.per_epoch))["training"]["passes"] / record.per_epoch
+        spec, recipe, at = spec.start, None, float(lab.scale.epochs)
+    return round(total, 1)
+
+
+# --- C8: techniques ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Success of each surrogate under each technique: `rates[surrogate][technique]`."""
+
+    rates: dict[str, dict[str, Influence]]
+
+    def judge(self) -> list[Finding]:
+        """The comparisons behind C8: each technique succeeds more often on RFN than on SGD trained to its end."""
+        names = [t for t in self.rates["RFN"] if t != "none"]
+        pairs = [(t, self.rates["RFN"][t] - self.rates["SGD"][t]) for t in names]
+        level = 1 - 0.05 / max(len(pairs), 1)
+        return [Finding(f"RFN + {t}", f"SGD + {t}", interval(d), interval(d, level)) for t, d in pairs]
+
+    def success(self) -> pd.DataFrame:
+        """Success rates, a row a surrogate, a column a technique."""
+        return pd.DataFrame({s: {t: r.value for t, r in of.items()} for s, of in self.rates.items()}).T
+
+    def help(self) -> pd.DataFrame:
+        """What each technique adds to the plain attack on the same surrogate, in points with half the interval."""
+        rows = {s: {t: points(r - of["none"]) for t, r in of.items() if t != "none"} for s, of in self.rates.items()}
+        return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+def c8(lab: Lab) -> Grid:
+    """The grid of surrogates and techniques at `lab`'s scale."""
+    rows, columns = experiments.technique_grid(lab)
+
+    def rate(c: experiments.Contender, attack: IterativeAttack, recipe: Recipe | None) -> Influence:
+        return lab.transfer({"": c.specs}, epochs=[c.epoch], attack=attack, recipe=recipe)[""].at(c.epoch)
+
+    return Grid({name: {t: rate(c, *how) for t, how in columns.items()} for name, c in rows.items()})
+
+
+def trade_off(lab: Lab) -> pd.DataFrame:
+    """Success and white-box robust accuracy of SAT by ε and of RFN by ρ, both from SGD (0) on; one seed."""
+    end, rows = float(lab.scale.epochs), []
+    for name, specs in experiments.trade_off(lab).items():
+        for x, spec in {0.0: lab.scale.flat(None, lab.seeds[0]), **specs}.items():
+            (seen,), (run,) = (ask({name: [spec]}, epochs=[end]).values() for ask in (lab.transfer, lab.robustness))
+            success, robust = interval(seen.at(end)), interval(run.at(end, WEAK))
+            rows.append({"surrogate": name, "ε or ρ": x, "success": success.value, "low": success.low,
+                         "high": success.high, "robust": robust.value, "natural": seen.accuracy.mean()})  # fmt: skip
+    return pd.DataFrame(rows).set_index(["surrogate", "ε or ρ"])
