@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rfnlib import claims, findings, paths, scales, transfer
+from rfnlib import claims, findings, paths, rivalry, scales, transfer
 from rfnlib.lab import Lab, MissingRecord
 
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
@@ -68,8 +68,9 @@ def _c1(lab: Lab) -> tuple[str, str]:
     shown = []
     for name in ("D_R", "D_NR"):
         d = transfer.interval(study.help(name))
-        sure = _sure(d, f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
-        shown.append(f"{name}: {100 * d.value:+.1f} points by stopping at epoch {study.stops[name]:g}{sure}")
+        shown.append(
+            f"{name}: {100 * d.value:+.1f} points by stopping at epoch {study.stops[name]:g}{_sure(d, _points(d))}"
+        )
     return "; ".join(shown), claims.verdict(study.judge())
 
 
@@ -79,7 +80,7 @@ def _c2(lab: Lab) -> tuple[str, str]:
     rises = [series[f"decay at {d}"].at(d + after) - series[f"decay at {d}"].at(d) for d in lab.scale.decays]
     mean = transfer.interval(transfer.average(rises))
     number = (
-        f"{100 * mean.value:+.1f} points ({100 * mean.low:+.1f} to {100 * mean.high:+.1f}) within {after:g} epoch "
+        f"{100 * mean.value:+.1f} points ({_points(mean)}) within {after:g} epoch "
         f"of the decay, mean of {len(rises)} decays, {mean.seeds} seeds"
     )
     return number, claims.verdict(found)
@@ -102,8 +103,7 @@ def _gain(name: str, lab: Lab) -> tuple[str, str]:
     found = gains.against_stopping(name)
     most = max(f.difference.value for f in found)
     number = f"{name} {100 * mean.value:+.1f} points over early stopping, mean of {len(found)} targets"
-    shown = _sure(mean, f"{100 * mean.low:+.1f} to {100 * mean.high:+.1f}")
-    return f"{number}{shown}; at most {100 * most:+.1f}", claims.verdict(found)
+    return f"{number}{_sure(mean, _points(mean))}; at most {100 * most:+.1f}", claims.verdict(found)
 
 
 def _c6(lab: Lab) -> tuple[str, str]:
@@ -114,6 +114,28 @@ def _c6(lab: Lab) -> tuple[str, str]:
         f"ρ = {gains.rho:g} against {lab.scale.rhos[0]:g}: {success:+.1f} points of success, {-cost:+.1f} of accuracy"
     )
     return f"{number}{_sure(found[1].difference, '')}", claims.verdict(found)
+
+
+def _c7(lab: Lab) -> tuple[str, str]:
+    found = rivalry.c7(lab)
+    differences = found.differences()
+    best = max((f.against for f in differences), key=lambda name: found.series[name].at(found.series[name].end).value)
+    d = next(f.difference for f in differences if f.against == best)
+    number = f"RFN {100 * d.value:+.1f} points against {best}, the best of {len(differences)} rivals"
+    return f"{number}{_sure(d, _points(d))}", claims.verdict(found.judge())
+
+
+def _c8(lab: Lab) -> tuple[str, str]:
+    grid = rivalry.c8(lab)
+    found, rates = grid.judge(), grid.rates
+    added = [rates["RFN"][t] - rates["SGD"][t] for t in rates["RFN"] if t != "none"]
+    mean = transfer.interval(transfer.average(added))
+    number = f"RFN {100 * mean.value:+.1f} points over SGD, mean of {len(added)} techniques"
+    return f"{number}{_sure(mean, _points(mean))}", claims.verdict(found)
+
+
+def _points(estimate: transfer.Estimate) -> str:
+    return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"
 
 
 def _sure(estimate: transfer.Estimate, interval: str) -> str:
@@ -130,4 +152,6 @@ MEASURED: dict[str, Callable[[Lab], tuple[str, str]]] = {
     "C4": functools.partial(_gain, "RFN"),
     "C5": functools.partial(_gain, "SAM"),
     "C6": _c6,
+    "C7": _c7,
+    "C8": _c8,
 }
