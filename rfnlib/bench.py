@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from rfnlib import data, execution, scales, training, transfer
 from rfnlib.attacks import BIM
-from rfnlib.minimizers import AGSAM, ASAM, GAM, GSAM, RFN, SAM, SWA, WASAM, LookSAM, update_batchnorm
+from rfnlib.minimizers import AGSAM, ASAM, GAM, GNP, GSAM, RFN, SAM, SWA, WASAM, LookSAM, update_batchnorm
 from rfnlib.sharpness import top_eigenvalue
 from rfnlib.specs import Step, TrainSpec
 
@@ -170,7 +170,7 @@ def minimizers(device: str, say: Callable[[str], None]) -> dict[str, float]:
             _wait(how.device)
             yield (time.perf_counter() - start) / steps, passes / steps
 
-    methods = (None, SAM, RFN, ASAM, GSAM, AGSAM, LookSAM, GAM, WASAM, SWA)
+    methods = (None, SAM, RFN, ASAM, GSAM, AGSAM, GNP, LookSAM, GAM, WASAM, SWA)
     runs = {method.__name__ if method else "SGD": turns(method) for method in methods}
     cost = {name: next(run)[1] for name, run in runs.items()}  # and all is warm
     rounds = [{name: next(run)[0] for name, run in runs.items()} for _ in range(ROUNDS)]

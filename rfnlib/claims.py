@@ -162,4 +162,9 @@ def announce(claim: str, lab: Lab, findings: list[Finding]) -> str:
             f"{claim} at {lab.scale.name} scale is recorded as {recorded!r}, but its records say {reached!r}; "
             "if the records are right, change `recorded` in rfnlib/claims.py."
         )
-    return f"{claim}: {reached} ({lab.scale.name} scale, {seeds} seed{'' if seeds == 1 else 's'})"
+    return f"{claim}: {reached} ({lab.scale.name} scale, {counted_seeds(seeds)})"
+
+
+def counted_seeds(n: int) -> str:
+    """Such as "1 seed" or "3 seeds"."""
+    return f"{n} seed{'' if n == 1 else 's'}"

@@ -238,7 +238,7 @@ def contenders(lab: Lab) -> dict[str, Contender]:
     """Every surrogate of claim C7, on the first architecture.
 
     In replay: of each the first seed, and those after it that are recorded without a gap; one of which nothing is
-    recorded is left out.
+    recorded is left out, unless it is SGD or RFN, without which there is nothing to compare.
     """
     found = {}
     for name, whole in _all_contenders(lab).items():
@@ -246,7 +246,7 @@ def contenders(lab: Lab) -> dict[str, Contender]:
         def recorded(seed: int, c: Contender = whole) -> bool:
             return all(lab.recorded("transfer", c.specs[seed], [c.epoch], None, c.recipe, r) for r in (False, True))
 
-        if lab.mode == "run" or recorded(0):
+        if lab.mode == "run" or name in JUDGED or recorded(0):
             found[name] = replace(whole, specs=whole.specs[: _without_gap(lab, recorded, every=True)])
     return found
 
@@ -309,22 +309,28 @@ def techniques(lab: Lab) -> dict[str, Technique]:
 
 
 ADDED_TO = ("SGD, stopped early", "SGD", "SAM", "RFN", "SAT")  # surrogates that techniques are added to
+JUDGED = ("SGD", "RFN")  # those of them that claim C8 is about
 
 
 def technique_grid(lab: Lab) -> tuple[dict[str, Contender], dict[str, Technique]]:
-    """The surrogates and techniques of claim C8. In replay: those recorded for all, and the seeds that all have."""
+    """The surrogates and techniques of claim C8; SGD and RFN, which are judged, with every seed, the others with one.
+
+    In replay: the techniques and surrogates that are recorded, and the seeds that SGD and RFN both have.
+    """
     known = {name: c for name, c in contenders(lab).items() if name in ADDED_TO}
-    if lab.mode == "run":
-        return {name: replace(c, specs=c.specs[:1]) for name, c in known.items()}, techniques(lab)
 
-    def done(c: Contender, t: Technique, seed: int) -> bool:
-        return seed < len(c.specs) and lab.recorded("transfer", c.specs[seed], [c.epoch], *t)
+    def done(name: str, technique: Technique, seed: int) -> bool:
+        c = known[name]
+        return seed < len(c.specs) and lab.recorded("transfer", c.specs[seed], [c.epoch], *technique)
 
-    main = [known[name] for name in ("SGD", "RFN")]
-    added = {name: t for name, t in techniques(lab).items() if all(done(c, t, 0) for c in main)}
-    rows = {name: c for name, c in known.items() if all(done(c, t, 0) for t in added.values())}
-    seeds = _without_gap(lab, lambda seed: all(done(c, t, seed) for c in rows.values() for t in added.values()))
-    return {name: replace(c, specs=c.specs[:seeds]) for name, c in rows.items()}, added
+    def kept(name: str, technique: Technique, seed: int = 0) -> bool:
+        return lab.mode == "run" or done(name, technique, seed)
+
+    added = {t: how for t, how in techniques(lab).items() if all(kept(name, how) for name in JUDGED)}
+    rows = {name: c for name, c in known.items() if all(kept(name, how) for how in added.values())}
+    every = [(name, how) for name in JUDGED for how in added.values()]
+    seeds = _without_gap(lab, lambda seed: all(done(*each, seed) for each in every), every=True)
+    return {n: replace(c, specs=c.specs[: seeds if n in JUDGED else 1]) for n, c in rows.items()}, added
 
 
 def trade_off(lab: Lab) -> dict[str, dict[float, TrainSpec]]:
@@ -488,10 +494,11 @@ def _rivals(lab: Lab) -> Iterator[Job]:
                 yield Job(label, lab, "transfer", spec, at, recipe=c.recipe, robust=robust)
             yield Job(f"sharpness, {name}, seed {seed}", lab, "sharpness", spec, at, recipe=c.single)
             yield Job(f"robust accuracy, {name}, seed {seed}", lab, "robust", spec, at, recipe=c.single)
-    for technique, (attack, recipe) in techniques(lab).items():
-        for name in ADDED_TO:
-            spec, at = main[name].specs[0], [main[name].epoch]
-            yield Job(f"{name} + {technique}, seed {spec.seed}", lab, "transfer", spec, at, attack, recipe)
+    for i, seed in enumerate(lab.seeds):
+        for technique, (attack, recipe) in techniques(lab).items():
+            for name in ADDED_TO if i == 0 else JUDGED:
+                spec, at = main[name].specs[i], [main[name].epoch]
+                yield Job(f"{name} + {technique}, seed {seed}", lab, "transfer", spec, at, attack, recipe)
 
 
 def estimate(lab: Lab, jobs: list[Job]) -> list[float]:

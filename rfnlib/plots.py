@@ -15,6 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from rfnlib import paths
+from rfnlib.claims import counted_seeds
 from rfnlib.features import image_grid
 from rfnlib.findings import MEASURES, EarlyStopping, Gains
 from rfnlib.rivalry import Grid, Rivalry
@@ -88,8 +89,7 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
             if name != "constant":
                 _curve(axis, series["constant"].epochs, rates["constant"], GREY, None, faint=True)
             _curve(axis, s.epochs, rates[name], colour, marker)
-            for d in getattr(s.spec.schedule, "milestones", ()):
-                axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+            _decays(axis, getattr(s.spec.schedule, "milestones", ()))
             axis.set_title(name, loc="left")
             axis.set_ylim(0, min(100, top * 1.05))
             axis.tick_params(labelbottom=False, labelleft=column == 0)
@@ -115,7 +115,7 @@ def decay_curves(series: dict[str, Series], decays: Sequence[int], epochs: float
                 [s.epochs[i] - d for i in near], [100 * r[i].value for i in near],
                 color=(*KINDS["decay"][0], shade), marker=KINDS["decay"][1], markersize=2.5, label=f"at {d}",
             )  # fmt: skip
-        aligned.axvline(0, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+        _decays(aligned, [0])
         aligned.set_title("around the decay", loc="left")
         aligned.set_xlabel("epochs since the decay")
         aligned.legend(frameon=False, handlelength=1.2)
@@ -145,11 +145,10 @@ def feature_curves(study: EarlyStopping) -> Figure:
                 values = [100 * run.at(e, attack).value for e in run.epochs]
                 axes[2, column].plot(run.epochs, values, color=colour, marker=marker, markersize=2.5, label=attack)
             for axis in axes[:, column]:
-                for d in run.spec.schedule.milestones:
-                    axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+                _decays(axis, run.spec.schedule.milestones)
                 axis.set_ylim(bottom=0)
             seeds = run.stands["none"].shape[0]
-            axes[0, column].set_title(f"{name} ({seeds} seed{'s' * (seeds > 1)})", loc="left")
+            axes[0, column].set_title(f"{name} ({counted_seeds(seeds)})", loc="left")
             axes[2, column].set_xlabel("epoch")
         for row, label in enumerate(("success rate, %", "natural accuracy, %", "robust accuracy, %")):
             axes[row, 0].set_ylabel(label)
@@ -169,8 +168,7 @@ def feature_budgets(study: EarlyStopping) -> Figure:
                 best = int(np.argmax(rates))
                 axis.plot(run.epochs, rates, color=(*KINDS["decay"][0], alpha), label=f"ε = {255 * eps:g}/255")
                 axis.plot(run.epochs[best], rates[best], "o", color=(*KINDS["decay"][0], alpha), markersize=4)
-            for d in run.spec.schedule.milestones:
-                axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+            _decays(axis, run.spec.schedule.milestones)
             axis.set_title(name, loc="left")
             axis.set_xlabel("epoch")
             axis.set_ylim(bottom=0)
@@ -233,7 +231,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
         )
         for column, (title, members) in enumerate(groups):
             seeds = min(len(flatness[name].values["top"]) for name in members)
-            axes[0, column].set_title(f"{title} ({seeds} seed{'s' * (seeds > 1)})", loc="left")
+            axes[0, column].set_title(f"{title} ({counted_seeds(seeds)})", loc="left")
             axes[-1, column].set_xlabel("epochs since the decay" if column == 1 else "epoch")
             for name, colour in members.items():
                 run, seen = flatness[name], series[name].first(seeds)
@@ -250,8 +248,7 @@ def sharpness_curves(series: dict[str, Series], flatness: dict[str, Flatness], d
                     axes[row, column].plot(at, mean, color=colour, marker=marker, markersize=2.5)
             for row in range(len(rows)):
                 axis = axes[row, column]
-                for d in [0] if column == 1 else flatness[standard].spec.schedule.milestones:
-                    axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
+                _decays(axis, [0] if column == 1 else flatness[standard].spec.schedule.milestones)
                 if row:
                     _logarithmic(axis)
                 if column == 0:
@@ -412,6 +409,12 @@ def examples(clean: np.ndarray, adversarial: np.ndarray, captions: Sequence[tupl
                     axis.set_xlabel(captions[column][row // 2], labelpad=1.5)
             axes[row, 0].set_ylabel(label)
     return figure
+
+
+def _decays(axis: Any, epochs: Sequence[float]) -> None:
+    """Where the learning rate decays."""
+    for d in epochs:
+        axis.axvline(d, color="0.75", linewidth=0.8, linestyle=":", zorder=0)
 
 
 def _curve(

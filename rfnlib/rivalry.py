@@ -128,7 +128,7 @@ def _cost(lab: Lab, contender: experiments.Contender) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Success of each surrogate under each technique: `rates[surrogate][technique]`."""
+    """Success of each surrogate under each technique, `rates[surrogate][technique]`; SGD and RFN on the same seeds."""
 
     rates: dict[str, dict[str, Influence]]
 

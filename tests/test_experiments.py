@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import scenes
 
-from rfnlib import claims, findings, records, training
+from rfnlib import claims, findings, records, rivalry, training
 from rfnlib.attacks import BIM
 from rfnlib.experiments import (
     CONTROLS,
     chosen_rho,
+    chosen_slight,
+    contenders,
     estimate,
     feature_runs,
     flat_runs,
     inversion_runs,
     sharpness_runs,
     stopping_epoch,
+    techniques,
     work,
 )
 from rfnlib.lab import Lab, MissingRecord
@@ -117,14 +120,15 @@ def test_rho_is_the_one_with_most_success_on_validation_images_and_targets(repla
 
 
 def test_choices_do_not_look_at_test_images_or_test_targets(replay):
-    before = chosen_rho(replay), stopping_epoch(replay)
+    before = chosen_rho(replay), stopping_epoch(replay), chosen_slight(replay)
     for record in replay.records.values():
-        for row in record.rows if record.kind == "transfer" else ():
+        standard = record.kind == "transfer" and len(record.probe["targets"]) == 3
+        for row in record.rows if standard else ():
             hits = records.unpack(row["adv_wrong"], (50, 3)).copy()
             hits[:30] = ~hits[:30]
             hits[:, :2] = ~hits[:, :2]
             row["adv_wrong"] = records.pack(hits)
-    assert (chosen_rho(replay), stopping_epoch(replay)) == before
+    assert (chosen_rho(replay), stopping_epoch(replay), chosen_slight(replay)) == before
 
 
 def test_the_stopping_epoch_is_the_best_on_validation(replay):
@@ -317,3 +321,96 @@ def test_building_a_set_counts_in_the_estimate(folder, tmp_path):
     }
     seconds = dict(zip(on, estimate(lab, list(on.values())), strict=True))
     assert seconds["D_R"] > seconds["D"] > 0, "a network and an inversion on top"
+
+
+# --- other surrogates and techniques -----------------------------------------------------------------
+
+
+def test_every_surrogate_is_compared_under_one_protocol(replay):
+    runs, found = contenders(replay), rivalry.c7(replay)
+    assert list(runs) == ["SGD, stopped early", "SGD", "SAM", "RFN", *rivalry.RIVALS]
+    assert all(len(c.specs) == 2 for c in runs.values())
+    assert runs["SGD, stopped early"].epoch == stopping_epoch(replay) and runs["SGD"].epoch == 3.0
+    assert runs["LGV"].specs == runs["LGV-SWA"].specs and runs["LGV"].specs[1].start == TINY.flat(None, 1)
+    for name, c in runs.items():
+        assert found.series[name].hits[0].adv_wrong.shape == (2, 30, 2)
+        assert found.robust[name].hits[0].adv_wrong.shape == (2, 30, 1), "on the robust target alone"
+        assert found.flatness[name].epochs == found.robustness[name].epochs == [c.epoch]
+    of_mean = replay.find("sharpness", runs["LGV-SWA"].specs[0], None, runs["LGV-SWA"].recipe)
+    assert found.flatness["LGV-SWA"].values["top"][0, 0] == of_mean.rows[0]["top"]
+    assert list(found.table()["seeds"]) == [2] * 10 and set(found.table().index) == set(runs)
+
+
+def test_costs_count_all_passes_in_epochs_of_plain_training(replay):
+    found = rivalry.c7(replay)
+    stop = stopping_epoch(replay)
+    expected = {"SGD, stopped early": stop, "SGD": 3, "SAM": 6, "RFN": 6, "SAT": 6, "LGV": 4, "LGV-SWA": 4}
+    assert found.cost == pytest.approx(expected | {"More Bayesian": 5, "aligned": 4, "SAM & IR": 18})
+
+
+def test_the_adversary_of_sat_is_chosen_on_validation(replay):
+    clean = np.stack([records.unpack(replay._clean(t).rows[-1]["clean_wrong"], (50,)) for t in replay.targets()], 1)
+    found = {
+        a: rate(replay.find("transfer", TINY.slight(a, 0)), "validation")[~clean[30:, 2]].mean()
+        for a in TINY.rivals.slight
+    }
+    assert found[chosen_slight(replay)] == max(found.values())
+
+
+def test_rfn_rivals_what_it_does_not_lose_to_by_the_margin(replay):
+    found = rivalry.c7(replay)
+    by_hand = found.series["RFN"].at(3.0).value - found.series["LGV"].at(1.0).value
+    plain, raised = found.differences(), found.judge()
+    assert [f.against for f in plain] == [f.against for f in raised] == list(rivalry.RIVALS)
+    assert plain[1].difference.value == pytest.approx(by_hand)
+    for f, g in zip(plain, raised, strict=True):
+        assert g.difference.low == pytest.approx(f.difference.low + 0.05)
+        assert g.guarded.high == pytest.approx(f.guarded.high + 0.05)
+
+
+def test_ranks_are_means_over_seeds_and_targets(replay):
+    found = rivalry.c7(replay)
+    ranks = found.ranks()
+    assert sum(ranks.values()) == pytest.approx(55), "the ranks of ten"
+    name = min(ranks, key=ranks.get)
+    above = []
+    for seed in (0, 1):
+        for target in (0, 1):
+            every = {
+                n: s.hits[-1].adv_wrong[seed, ~s.hits[-1].clean_wrong.any(1), target].mean()
+                for n, s in found.series.items()
+            }
+            more = sum(r > every[name] for r in every.values())
+            same = sum(r == every[name] for r in every.values())
+            above.append(more + (same + 1) / 2)
+    assert ranks[name] == pytest.approx(np.mean(above))
+
+
+def test_a_surrogate_without_records_is_left_out_in_replay(replay):
+    spec = TINY.rivals_of(0)["SAM & IR"]
+    del replay.records[replay.find("transfer", spec, None, None, True).key]
+    assert "SAM & IR" not in contenders(replay)
+    assert [f.against for f in rivalry.c7(replay).differences()] == [r for r in rivalry.RIVALS if r != "SAM & IR"]
+
+
+def test_rfn_is_compared_with_sgd_under_every_technique(replay):
+    grid = rivalry.c8(replay)
+    assert list(grid.rates) == ["SGD, stopped early", "SGD", "SAM", "RFN", "SAT"]
+    assert list(grid.rates["RFN"]) == ["none", "DI", "SGM"]
+    judged = {f.run: f.difference.value for f in grid.judge()}
+    assert list(judged) == ["RFN + DI", "RFN + SGM"], "the plain attack is claim C4's"
+    assert judged["RFN + DI"] == pytest.approx(grid.rates["RFN"]["DI"].value - grid.rates["SGD"]["DI"].value)
+    assert grid.success().loc["SAM", "SGM"] == grid.rates["SAM"]["SGM"].value
+    assert [len(grid.rates[name]["DI"].z) for name in grid.rates] == [1, 2, 1, 2, 1], "seeds, of those that are judged"
+    by_hand = 100 * (grid.rates["SAT"]["DI"].value - grid.rates["SAT"]["none"].value)
+    assert grid.help().loc["SAT", "DI"].startswith(f"{by_hand:+.1f} ±")
+    attack, recipe = techniques(replay)["DI"]
+    del replay.records[replay.find("transfer", contenders(replay)["RFN"].specs[0], attack, recipe).key]
+    assert list(rivalry.c8(replay).rates["RFN"]) == ["none", "SGM"], "what RFN lacks is left out for all"
+
+
+def test_the_trade_off_begins_at_sgd(replay):
+    shown = rivalry.trade_off(replay)
+    assert list(shown.loc["SAT"].index) == [0.0, 0.1, 0.3] and list(shown.loc["RFN"].index) == [0.0, *TINY.rhos]
+    assert (shown.loc[("SAT", 0.0)] == shown.loc[("RFN", 0.0)]).all()
+    assert shown["robust"].between(0, 1).all() and (shown["low"] <= shown["success"]).all()
