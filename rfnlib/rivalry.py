@@ -169,3 +169,14 @@ def trade_off(lab: Lab) -> pd.DataFrame:
             rows.append({"surrogate": name, "ε or ρ": x, "success": success.value, "low": success.low,
                          "high": success.high, "robust": robust.value, "natural": seen.accuracy.mean()})  # fmt: skip
     return pd.DataFrame(rows).set_index(["surrogate", "ε or ρ"])
+
+
+def at_equal_robustness(frame: pd.DataFrame) -> pd.DataFrame:
+    """RFN's success for each ρ, and that of SAT at the same robust accuracy, linearly between its ε (SGD being 0).
+
+    A ρ whose robust accuracy SAT has nowhere has no number beside it.
+    """
+    sat, rfn = frame.loc["SAT"].sort_values("robust"), frame.loc["RFN"].drop(index=0.0)
+    there = np.interp(rfn["robust"], sat["robust"], sat["success"], left=np.nan, right=np.nan)
+    shown = {"robust": rfn["robust"], "RFN": rfn["success"], "SAT": there, "RFN less SAT": rfn["success"] - there}
+    return pd.DataFrame(shown).rename_axis("ρ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scenes
 
@@ -414,3 +415,13 @@ def test_the_trade_off_begins_at_sgd(replay):
     assert list(shown.loc["SAT"].index) == [0.0, 0.1, 0.3] and list(shown.loc["RFN"].index) == [0.0, *TINY.rhos]
     assert (shown.loc[("SAT", 0.0)] == shown.loc[("RFN", 0.0)]).all()
     assert shown["robust"].between(0, 1).all() and (shown["low"] <= shown["success"]).all()
+
+
+def test_at_equal_robustness_sat_is_interpolated_and_never_extrapolated():
+    rows = [("SAT", 0.0, 0.2, 0.1), ("SAT", 0.1, 0.4, 0.3), ("RFN", 0.0, 0.2, 0.1), ("RFN", 0.1, 0.3, 0.25),
+            ("RFN", 0.2, 0.5, 0.4)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["surrogate", "ε or ρ", "success", "robust"]).set_index(["surrogate", "ε or ρ"])
+    shown = rivalry.at_equal_robustness(frame)
+    assert list(shown.index) == [0.1, 0.2]
+    assert shown.loc[0.1, "SAT"] == pytest.approx(0.35) and shown.loc[0.1, "RFN less SAT"] == pytest.approx(-0.05)
+    assert np.isnan(shown.loc[0.2, "SAT"]), "SAT is nowhere so robust"
