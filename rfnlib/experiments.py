@@ -429,13 +429,19 @@ def _flat(lab: Lab, which: int) -> Iterator[Job]:
         for seed in lab.seeds[1:]:
             for name, minimizer in main.items():
                 yield from both(name, minimizer, seed)
-        if which == 0:
+        if which == 0 and _can_stop(lab):
             for seed in lab.seeds:
                 for name, minimizer in main.items():
                     yield from _closer(lab, name, lab.scale.flat(minimizer, seed), minimizer is None)
     for seed in lab.seeds:
         for name, minimizer in usual.items():
             yield from both(name, minimizer, seed)
+
+
+def _can_stop(lab: Lab) -> bool:
+    """Whether all is recorded by which the epoch of early stopping is chosen; asking for it would compute it."""
+    specs = [lab.scale.flat(None, seed) for seed in lab.seeds]
+    return all(lab.recorded("transfer", spec, _epochs(lab, spec)) for spec in specs)
 
 
 def _closer(lab: Lab, name: str, spec: TrainSpec, stops: bool) -> Iterator[Job]:
@@ -483,7 +489,8 @@ def _rivals(lab: Lab) -> Iterator[Job]:
     yield from choice
     for spec in (*candidates, *swept):
         yield Job(f"robust accuracy, {', '.join(spec.traits)}", lab, "robust", spec, end)
-    if any(job.missing() for job in choice) or any(not lab.recorded("transfer", spec, end) for spec in swept):
+    choices = not any(job.missing() for job in choice) and all(lab.recorded("transfer", spec, end) for spec in swept)
+    if not (choices and _can_stop(lab)):
         return
     main = _all_contenders(lab)
     for i, seed in enumerate(lab.seeds):

@@ -425,3 +425,11 @@ def test_at_equal_robustness_sat_is_interpolated_and_never_extrapolated():
     assert list(shown.index) == [0.1, 0.2]
     assert shown.loc[0.1, "SAT"] == pytest.approx(0.35) and shown.loc[0.1, "RFN less SAT"] == pytest.approx(-0.05)
     assert np.isnan(shown.loc[0.2, "SAT"]), "SAT is nowhere so robust"
+
+
+def test_listing_what_there_is_to_do_computes_nothing(folder, monkeypatch):
+    lab = open_lab(folder)
+    del lab.records[lab.find("transfer", TINY.flat(None, 1)).key]  # by which the stopping epoch would be chosen
+    monkeypatch.setattr(training, "train", lambda *_, **__: 1 / 0)
+    labels = [job.label for job in work(lab)]
+    assert "decay at 1 and 2, seed 1" in labels and not any("LGV" in label for label in labels)
