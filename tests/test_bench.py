@@ -26,7 +26,7 @@ def test_minimizers_are_compared_with_sgd_and_their_passes_told():
     found = bench.minimizers("cpu", lines.append)
     assert found["SGD"] == 1 and min(found.values()) > 0
     passes = {name: float(told) for name, told in re.findall(r"(\w+) [\d.]+ \(([\d.]+)\)", lines[0])}
-    two = dict.fromkeys(("SAM", "RFN", "ASAM", "GSAM", "AGSAM", "WASAM"), 2)
+    two = dict.fromkeys(("SAM", "RFN", "ASAM", "GSAM", "AGSAM", "GNP", "WASAM"), 2)
     assert passes == {"SGD": 1, "SWA": 1, "LookSAM": 1.2, "GAM": 4} | two and found.keys() == passes.keys()
 
 

@@ -18,6 +18,7 @@ from rfnlib.minimizers import (
     AGSAM,
     ASAM,
     GAM,
+    GNP,
     GSAM,
     RFN,
     SAM,
@@ -32,7 +33,7 @@ from rfnlib.minimizers import (
 )
 
 PERTURBING = {"SAM": SAM, "RFN": RFN, "ASAM": ASAM, "GSAM": GSAM, "AGSAM": AGSAM, "LookSAM": LookSAM, "GAM": GAM}
-PERTURBING["WASAM"] = WASAM
+PERTURBING |= {"GNP": GNP, "WASAM": WASAM}
 METHODS = PERTURBING | {"SWA": SWA}
 HEAVY = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 BASES = {
@@ -288,7 +289,7 @@ def test_a_non_finite_pass_skips_the_step(name, bad):
     train(minimizer, model, 2)
     assert minimizer.skipped == 2 and not minimizer.last["skipped"] and minimizer.steps == 6
     assert not same_bits(model, before) and flat(model.parameters()).isfinite().all()
-    if name in ("SAM", "GSAM", "GAM"):  # as if the bad batch had never come
+    if name in ("SAM", "GSAM", "GNP", "GAM"):  # as if the bad batch had never come
         assert same_bits(model, train(minimizer_like(minimizer, twin := before, state), twin, 2))
 
 
@@ -359,7 +360,7 @@ def test_step_returns_the_loss_at_the_weights_before_it(name):
     assert torch.equal(loss, expected) and not loss.requires_grad
 
 
-@pytest.mark.parametrize("method", [SAM, GSAM, LookSAM, GAM])
+@pytest.mark.parametrize("method", [SAM, GSAM, GNP, LookSAM, GAM])
 def test_the_next_pass_may_write_over_the_gradients(method):
     """As zeroing in place, the buckets of DistributedDataParallel and CUDA graphs do."""
     ours, other = net(), net()
@@ -392,6 +393,13 @@ def test_parameters_stay_the_same_tensors():
 def test_gsam_with_alpha_0_is_sam():
     assert same_bits(*pair(GSAM, SAM, rho=0.1)) is False
     assert same_bits(*pair(lambda *a, **o: GSAM(*a, alpha=0, **o), SAM, rho=0.1))
+
+
+def test_gnp_with_alpha_1_is_sam_and_with_alpha_0_its_base():
+    assert same_bits(*pair(GNP, SAM, rho=0.1)) is False
+    assert same_bits(*pair(lambda *a, **o: GNP(*a, alpha=1, **o), SAM, rho=0.1))
+    gnp, sgd = pair(lambda *a, **o: GNP(*a, alpha=0, **o), lambda *a, **o: SAM(*a, rho=0, **o))
+    assert torch.allclose(flat(gnp.state_dict().values()), flat(sgd.state_dict().values()), rtol=1e-12, atol=1e-14)
 
 
 def test_asam_with_unit_scaling_is_sam():
@@ -561,6 +569,23 @@ def test_gsam_on_a_quadratic():
     np.testing.assert_allclose(d, plus - 0.3 * orthogonal(gradient(w), plus), rtol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0, 10.0])
+def test_gnp_on_a_quadratic(alpha):
+    for w, d in go(GNP, steps=2, rho=0.4, alpha=alpha):
+        g = gradient(w)
+        plus = gradient(w + 0.4 * unit(g))
+        np.testing.assert_allclose(d, g + alpha * (plus - g), rtol=1e-11)
+
+
+def test_gnp_penalises_the_norm_of_the_gradient():
+    """∇(L + λ‖∇L‖) = g + λ Hg/‖g‖, which is exact for a quadratic; without options λ is 1 and ρ 0.1."""
+    for rho, alpha in ((0.1, 10.0), (0.4, 2.5)):
+        [(w, d)] = go(GNP, rho=rho, alpha=alpha)
+        np.testing.assert_allclose(d, gradient(w) + Quadratic.H @ unit(gradient(w)), rtol=1e-11)
+    [(w, d)] = go(GNP)
+    np.testing.assert_allclose(d, gradient(w) + Quadratic.H @ unit(gradient(w)), rtol=1e-11)
+
+
 def test_looksam_on_a_quadratic():
     for i, (w, d) in enumerate(go(LookSAM, steps=5, rho=0.4, k=3, alpha=0.6)):
         g = gradient(w)
@@ -636,6 +661,25 @@ def test_sam_agrees_with_a_plain_reference(base):
         reference_sam_step(reference, optimizer, *batch(i), rho=0.2)
     for a, b in zip(ours.state_dict().values(), reference.state_dict().values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_gnp_agrees_with_a_plain_reference():
+    """d = g + α (g₊ − g), with the second gradient taken in a copy of the network."""
+    ours, hand = net(), net()
+    train(GNP(ours, SGD, rho=0.2, alpha=3.0, lr=0.1), ours)
+    for i in range(5):
+        x, y = batch(i)
+        g = torch.autograd.grad(F.cross_entropy(hand(x), y), list(hand.parameters()))
+        other, norm = copy.deepcopy(hand), sum((v**2).sum() for v in g) ** 0.5
+        with torch.no_grad():
+            for q, v in zip(other.parameters(), g, strict=True):
+                q += 0.2 * v / norm
+        plus = torch.autograd.grad(F.cross_entropy(other(x), y), list(other.parameters()))
+        with torch.no_grad():
+            for p, v, there in zip(hand.parameters(), g, plus, strict=True):
+                p -= 0.1 * (v + 3.0 * (there - v))
+    for a, b in zip(ours.state_dict().values(), hand.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def their_training(name, model, weights, steps, rho):
@@ -770,6 +814,8 @@ def test_a_rho_that_is_no_radius_is_rejected_in_one_sentence(name, rho):
     [
         (ASAM, {"eta": -1}, "eta is -1"),
         (GSAM, {"alpha": -1}, "alpha is -1"),
+        (GNP, {"alpha": -1}, "alpha is -1"),
+        (GNP, {"alpha": math.nan}, "alpha is nan"),
         (LookSAM, {"k": 0}, "k is 0"),
         (LookSAM, {"k": 2.0}, "k is 2.0"),
         (GAM, {"betas": (1, 2)}, "three numbers"),

@@ -79,12 +79,15 @@ some_spec = st.builds(
 # -------------------------------------------------------------------------------------------- keys
 
 
-def test_these_two_keys_never_change():
+def test_these_keys_never_change():
     # Everything computed so far is filed under such keys: to change one is to lose it all.
     assert spec(epochs=3).key() == "3023a9b0fdc99468"
     laptop = TrainSpec("cifar10", "resnet18", Step(0.05, (12, 18)), 24, n_train=12000, width=16, seed=2)
     assert laptop.key() == "c79158a56483cdc3"
     assert laptop.history_key(12 * 93, 93) == "01deda04e90201fa"
+    assert spec(minimizer=Minimizer("SAM", 0.05)).key() == "cfc203038ba2c5d7"
+    assert spec(adversary=Adversary("l2", 0.5)).key() == "ac2a46ad5d9059ab"
+    assert spec(features=FeatureSet("inverted", spec(), steps=5)).key() == "2d570892af49323a"
 
 
 def test_equal_meanings_have_equal_keys():
@@ -122,6 +125,9 @@ OTHER = {
     "minimizer": Minimizer("SAM", 0.05),
     "adversary": Adversary("l2", 0.5),
     "features": FeatureSet("inverted", spec(), steps=5),
+    "start": spec(),
+    "witness": spec(),
+    "input_penalty": 0.1,
 }
 
 
@@ -286,6 +292,10 @@ def built(method: str = "inverted", **fields) -> FeatureSet:
     return FeatureSet(method, **{"model": spec(), "steps": 5, **fields})
 
 
+def built_on(model: TrainSpec) -> TrainSpec:
+    return spec(features=built(model=model))
+
+
 def test_a_built_set_is_part_of_the_spec_and_comes_back_from_json():
     robust = built(model=spec(adversary=Adversary("l2", 0.5)))
     towards = [built(method, eps=0.5, seed=3) for method in ("random-label", "next-label")]
@@ -296,6 +306,61 @@ def test_a_built_set_is_part_of_the_spec_and_comes_back_from_json():
         assert parse(json.loads(json.dumps(s.describe()))) == s
     assert [f.name for f in (robust, built(), *towards)] == ["D_R", "D_NR", "D_rand", "D_det"]
     assert specs[1].traits == ["D_R"] and robust.model.traits == ["pgd7-l2-0.5"] and spec().traits == []
+
+
+ONWARDS = {
+    "start": spec(start=spec(seed=3)),
+    "a start of its own": spec(start=spec(start=spec(seed=3))),
+    "another start": spec(start=spec(seed=4)),
+    "witness": spec(witness=spec(arch="vgg11", width=8, adversary=Adversary("l2", 0.5))),
+    "the start as witness": spec(witness=spec(seed=3)),
+    "both": spec(start=spec(seed=3), witness=spec(schedule=Cyclic())),
+    "penalty": spec(input_penalty=0.1),
+    "another penalty": spec(input_penalty=0.2),
+    "everything": spec(
+        Step(0.05, (3, 8)),
+        start=spec(OneCycle(), minimizer=Minimizer("GNP", 0.1, options=(("alpha", 2.0),)), features=built()),
+        features=built(),
+        input_penalty=1,
+    ),
+    "under a built set": built_on(spec(start=spec(Step(0.1, (3,))), witness=spec(Cosine()))),
+}
+
+
+@pytest.mark.parametrize("one", ONWARDS.values(), ids=ONWARDS.keys())
+def test_a_run_that_builds_on_others_comes_back_from_json(one):
+    again = parse(json.loads(json.dumps(one.describe())))
+    assert again == one and again.key() == one.key()
+    assert set(one.describe()) == {f.name for f in fields(TrainSpec)}
+
+
+def test_runs_that_build_on_others_are_told_apart():
+    every = [spec(), *ONWARDS.values()]
+    assert len({s.key() for s in every}) == len({s.history_key(10, 10) for s in every}) == len(every)
+    assert len({tuple(s.traits) for s in every[:-1]}) == len(every) - 1  # the last is named by its set alone
+    assert ONWARDS["penalty"].traits == ["ir0.1"]
+    assert ONWARDS["both"].traits == [f"from-{spec(seed=3).key()[:4]}", f"as-{spec(Cyclic()).key()[:4]}"]
+    assert ONWARDS["everything"].traits == ["ir1", f"from-{ONWARDS['everything'].start.key()[:4]}", "D_NR"]
+
+
+def test_a_start_of_any_length_is_part_of_the_history():
+    """Not so with the run's own epochs: how long the start was trained decides where this run begins."""
+    assert spec(start=spec(), epochs=9).history_key(10, 10) == spec(start=spec()).history_key(10, 10)
+    assert spec(start=spec(epochs=9)).history_key(10, 10) != spec(start=spec()).history_key(10, 10)
+
+
+def test_a_witness_may_be_of_any_architecture_and_a_run_of_any_length_may_be_a_start():
+    assert spec(witness=spec(arch="vgg11", width=8, seed=2)).witness.arch == "vgg11"
+    longer = spec(Cosine(), epochs=99, batch=7, minimizer=Minimizer("SAM", 0.1), label_smoothing=0.1)
+    assert spec(start=longer).start == longer
+
+
+def test_what_is_left_at_its_default_is_in_no_key_and_may_lack_in_a_description():
+    new = ("start", "witness", "input_penalty")
+    for one in [spec(), *(replace(spec(), **{name: OTHER[name]}) for name in OTHER if name not in new)]:
+        assert not set(new) & canonical(one).keys()
+        assert parse({k: v for k, v in one.describe().items() if k not in new}) == one
+    assert spec(start=None, witness=None, input_penalty=0).key() == spec().key()
 
 
 @quick
@@ -337,6 +402,23 @@ def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
         (lambda: spec(nesterov=True, momentum=0), "nesterov"),
         (lambda: spec(features="D_R"), "features is 'D_R';"),
         (lambda: spec(features=built(), n_train=77), "features are those of a network trained on other images;"),
+        (lambda: spec(start="last"), "start is 'last'; give the TrainSpec of a run, or None."),
+        (lambda: spec(witness=Step()), "witness is Step("),
+        (lambda: spec(start=spec(data="cifar10")), "start is trained on other images;"),
+        (lambda: spec(start=spec(n_train=77)), "start is trained on other images;"),
+        (lambda: spec(start=spec(features=built())), "start is trained on other images;"),
+        (lambda: spec(witness=spec(data="cifar10")), "witness is trained on other images;"),
+        (lambda: spec(witness=spec(n_train=77)), "witness is trained on other images;"),
+        (lambda: spec(witness=spec(), features=built()), "witness is trained on other images;"),
+        (lambda: spec(start=spec(arch="vgg11")), "start is of another architecture or width,"),
+        (lambda: spec(start=spec(width=8)), "start is of another architecture or width,"),
+        (lambda: spec(input_penalty=-0.1), "input_penalty is -0.1; give a number of 0 or more."),
+        (lambda: spec(input_penalty=math.nan), "input_penalty is nan;"),
+        (lambda: spec(input_penalty=math.inf), "input_penalty is inf;"),
+        (lambda: spec(input_penalty="0.1"), "input_penalty is '0.1';"),
+        (lambda: spec(input_penalty=True), "input_penalty is True;"),
+        (lambda: spec(witness=spec(), input_penalty=0.1), "a witness takes the place of the labels;"),
+        (lambda: spec(witness=spec(), label_smoothing=0.1), "a witness takes the place of the labels;"),
         (lambda: built("noise"), "method is 'noise';"),
         (lambda: built(model="resnet18"), "model is 'resnet18';"),
         (lambda: built(steps=0), "steps is 0;"),
