@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from rfnlib import __main__ as cli
 from rfnlib import paths, readme, scales
+from rfnlib.specs import Adversary
 
 
 @pytest.fixture
@@ -15,13 +17,15 @@ def elsewhere(tmp_path, monkeypatch):
     """Records and snapshots of their own, and a smoke scale cut down to seconds."""
     monkeypatch.setenv("RFN_RECORDS", str(tmp_path / "records"))
     monkeypatch.setenv("RFN_CACHE", str(tmp_path / "cache"))
-    from dataclasses import replace
-
     tiny = replace(
         scales.SMOKE, n_train=200, surrogates=(("cnn", 4),), epochs=2, decays=(1,), standard=(1,), cycle=1,
-        targets=(scales.Target("cnn", 4), scales.Target("cnn", 6, "validation")), target_epochs=1,
+        targets=(
+            scales.Target("cnn", 4), scales.Target("cnn", 6, "validation"),
+            scales.Target("cnn", 4, "robust", Adversary("l2", 0.5, steps=1)),
+        ), target_epochs=1, rivals=replace(scales.SMOKE.rivals, techniques=("DI",)),
         test_images=20, validation_images=10, accuracy_images=50, fine=(), judged_after=0.5,
         sharpness=scales.SharpnessProbe(images=8, products=3, probes=2, deflate=1),
+        checks=scales.RobustnessProbe(images=20, budgets=(("l2", 0.25),), steps=1, restarts=1),
     )  # fmt: skip
     monkeypatch.setitem(scales.SCALES, "smoke", tiny)
     return tmp_path

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from kill_twenty import kill_often
 from torch import Tensor, nn
 
-from rfnlib import data, execution, files, training
+from rfnlib import data, execution, files, objectives, training
 from rfnlib.specs import Cosine, Cyclic, OneCycle, SpecError, Step, TrainSpec
 from rfnlib.training import DamagedSnapshot, TrainingDiverged
 
@@ -475,7 +475,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(tmp_path, monkeypa
     class Spied:
         cross_entropy = staticmethod(spy)
 
-    monkeypatch.setattr(training, "F", Spied)
+    monkeypatch.setattr(objectives, "F", Spied)
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda m, real=torch.compile: compiled.append(m) or real(m))
     run(SPEC, tmp_path / "eager", at=[2])
