@@ -7,6 +7,7 @@ A run's name is that of its curve. Choices that an experiment makes on the way (
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -82,9 +83,30 @@ def inversion_runs(lab: Lab) -> dict[int, Runs]:
     for steps in sorted({*lab.scale.features.tried, lab.scale.features.steps}):
         sets = [lab.scale.inverted(robust, steps) for robust in (True, False)]
         runs = {features.name: _on(lab, features, lab.seeds[:1]) for features in sets}
-        if lab.mode == "run" or all(lab.recorded("robust", specs[0], end) for specs in runs.values()):
+        if lab.mode == "run" or all(lab.recorded("check", specs[0], end) for specs in runs.values()):
             found[steps] = runs
     return found
+
+
+def checked_runs(lab: Lab) -> Runs:
+    """Surrogates trained on D_R and D_NR, and on the controls by radius (one seed); in replay those recorded."""
+    end = [float(lab.scale.epochs)]
+
+    def known(spec: TrainSpec) -> bool:
+        return lab.mode == "run" or lab.recorded("check", spec, end)
+
+    runs = {name: list(itertools.takewhile(known, specs)) for name, specs in _all_checked(lab).items()}
+    return {name: specs for name, specs in runs.items() if specs}
+
+
+def _all_checked(lab: Lab) -> Runs:
+    inverted = {f.name: _on(lab, f, lab.seeds) for f in map(lab.scale.inverted, (True, False))}
+    controls = {
+        f"{name}, ε = {radius:g}": _on(lab, features, lab.seeds[:1])
+        for radius in lab.scale.features.radii
+        for name, features in lab.scale.controls(radius).items()
+    }
+    return inverted | controls
 
 
 def feature_stops(lab: Lab, runs: Runs) -> dict[str, float]:
@@ -471,11 +493,14 @@ def _features(lab: Lab) -> Iterator[Job]:
             for eps in lab.scale.features.budgets if seed == first and name not in CONTROLS else ():
                 attack = replace(lab.scale.attack, eps=eps)
                 yield Job(f"ε {255 * eps:g}/255, {label}", lab, "transfer", spec, coarse, attack)
+    for name, specs in _all_checked(lab).items():
+        for spec in specs:
+            yield Job(f"check, {name}, seed {spec.seed}", lab, "check", spec, end)
     for steps in lab.scale.features.tried:
         for robust in (True, False):
             features = lab.scale.inverted(robust, steps)
             (spec,) = _on(lab, features, [first])
-            yield Job(f"{features.name} by {steps} steps, seed {first}", lab, "robust", spec, end)
+            yield Job(f"check, {features.name} by {steps} steps, seed {first}", lab, "check", spec, end)
 
 
 def _rivals(lab: Lab) -> Iterator[Job]:
@@ -516,13 +541,14 @@ def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
     """
     n_train = lab.scale.n_train or len(data.load(lab.scale.data).train_labels)
     images = lab.scale.test_images + lab.scale.validation_images
-    probe, robust = lab.scale.sharpness, lab.scale.robustness
+    probe = lab.scale.sharpness
     # A Hessian-vector product takes three passes on its graph; Lanczos needs about ten of them, twice.
     cost = {
         "clean": 0,
         "transfer": lab.scale.attack.passes * images,
         "sharpness": probe.images * 3 * (20 + probe.probes + probe.deflate),
-        "robust": robust.images * robust.steps * robust.restarts * len(robust.budgets),
+        "robust": lab.scale.robustness.passes,
+        "check": lab.scale.checks.passes,
     }
     pace = functools.lru_cache(functools.partial(_pace, lab))
     seen: set[str] = set()

@@ -25,7 +25,8 @@ from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.transforms import named
 
 MODES = ("replay", "run")
-SETTINGS = {"sharpness": "sharpness", "robust": "robustness"}  # of a probe, by its kind: where the scale has them
+# The settings of a probe by its kind: where the scale has them. A check is robust accuracy on more images.
+SETTINGS = {"sharpness": "sharpness", "robust": "robustness", "check": "checks"}
 
 
 class MissingRecord(LookupError):
@@ -103,10 +104,14 @@ class Lab:
         return {name: self._flatness(name, specs, epochs, recipe) for name, specs in runs.items()}
 
     def robustness(
-        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None
+        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None, kind: str = "robust"
     ) -> dict[str, Robustness]:
-        """Measure the natural and robust accuracy of `runs` at `epochs`; raises as `transfer`."""
-        return {name: self._robustness(name, specs, epochs, recipe) for name, specs in runs.items()}
+        """Measure the natural and robust accuracy of `runs` at `epochs`; raises as `transfer`.
+
+        Args:
+            kind: "robust", or "check": one attack on more images.
+        """
+        return {name: self._robustness(name, specs, epochs, recipe, kind) for name, specs in runs.items()}
 
     def recorded(self, kind: str, spec: TrainSpec, epochs: list[float], *how: Any) -> bool:
         """Whether `spec` has been probed at all of `epochs` already; `how` as in `find`."""
@@ -172,10 +177,12 @@ class Lab:
         values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in measures}
         return Flatness(name, specs[0], epochs, values)
 
-    def _robustness(self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None) -> Robustness:
-        found = [self.measure("robust", spec, epochs, recipe=recipe) for spec in specs]
+    def _robustness(
+        self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None, kind: str
+    ) -> Robustness:
+        found = [self.measure(kind, spec, epochs, recipe=recipe) for spec in specs]
         rows = [[r.row(_iteration(r, e))["stands"] for e in epochs] for r in found]
-        shape = (self.scale.robustness.images,)
+        shape = (getattr(self.scale, SETTINGS[kind]).images,)
         stands = {
             attack: np.array([[records.unpack(row[attack], shape) for row in of] for of in rows])
             for attack in rows[0][0]
@@ -194,7 +201,7 @@ class Lab:
         """The record of a probe of `spec`, with a row for each of `epochs`.
 
         Args:
-            kind: "clean", "transfer", "sharpness" or "robust".
+            kind: "clean", "transfer", "sharpness", "robust" or "check".
             attack, recipe, robust: as in `find`.
 
         Raises:
@@ -212,7 +219,8 @@ class Lab:
                 targets = self._target_models(robust)
                 return self._probes.transfer(attack or self.scale.attack, targets, snapshot, recipe, parts)
             model, settings = self._probes.load(snapshot, recipe, parts), getattr(self.scale, SETTINGS[kind])
-            return getattr(self._probes, kind)(settings, model)
+            of = self._probes.sharpness if kind == "sharpness" else self._probes.robust
+            return of(settings, model)
 
         record = self.find(kind, spec, attack, recipe, robust)
         missing = missing_epochs(record, epochs)

@@ -100,7 +100,7 @@ class Probes:
 
     def robust(self, probe: RobustnessProbe, model: nn.Module) -> dict[str, Any]:
         """Which of the first test images `model` classifies correctly, as they are and under each attack of `probe`."""
-        images, labels = (part[: probe.images] for part in self.attacked)
+        images, labels = self._take(probe.images)
         seen = [0]
 
         def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -83,6 +83,11 @@ class RobustnessProbe:
             for norm, eps in self.budgets
         }
 
+    @property
+    def passes(self) -> int:
+        """Forward-backward passes at most, one an image."""
+        return self.images * self.steps * self.restarts * len(self.budgets)
+
 
 @dataclass(frozen=True)
 class FeatureStudy:
@@ -90,7 +95,8 @@ class FeatureStudy:
 
     `arch` and its width: of the surrogates, and of the networks inverted. `adversary` trains the robust one. The
     inversion takes `steps` of length `step`; `tried` are other numbers of steps, to see what is lost. D_rand and D_det
-    take `targeted` steps in a ball of radius `eps`. `budgets` are the other ε of the attack.
+    take `targeted` steps in a ball of each of `radii`; surrogates are trained on those of the first. `budgets` are the
+    other ε of the attack.
     """
 
     arch: tuple[str, int | None]
@@ -100,7 +106,7 @@ class FeatureStudy:
     adversary: Adversary
     targeted: int
     budgets: tuple[float, ...]
-    eps: float = 0.5
+    radii: tuple[float, ...] = (0.5,)
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,7 @@ class Scale:
     sharpness: SharpnessProbe
     sharp_every: int
     robustness: RobustnessProbe
+    checks: RobustnessProbe
     features: FeatureStudy
     rivals: RivalStudy
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -238,10 +245,14 @@ class Scale:
 
     def feature_sets(self) -> dict[str, FeatureSet | None]:
         """What the surrogates of claim C1 are trained on: D itself, D_R, D_NR, and the controls D_rand, D_det."""
-        study, standard = self.features, self.inverted(False)
-        towards = {"steps": study.targeted, "step": 0.1, "eps": study.eps}
-        controls = [FeatureSet(m, standard.model, **towards) for m in ("random-label", "next-label")]
-        return {"D": None, **{f.name: f for f in (self.inverted(True), standard, *controls)}}
+        first = self.controls(self.features.radii[0])
+        return {"D": None, "D_R": self.inverted(True), "D_NR": self.inverted(False), **first}
+
+    def controls(self, radius: float) -> dict[str, FeatureSet]:
+        """D_rand and D_det in a ball of this radius, against the network behind D_NR."""
+        steps, model = self.features.targeted, self.inverted(False).model
+        sets = [FeatureSet(m, model, steps, radius / 5, eps=radius) for m in ("random-label", "next-label")]
+        return {f.name: f for f in sets}
 
     def probed(self, schedule: Schedule) -> list[float]:
         """The epochs at which a surrogate trained by `schedule` is attacked."""
@@ -295,6 +306,7 @@ SMOKE = Scale(
     sharpness=SharpnessProbe(images=64),
     sharp_every=3,
     robustness=RobustnessProbe(images=100, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
+    checks=RobustnessProbe(images=200, budgets=(("l2", 0.25),), steps=5, restarts=1),
     features=FeatureStudy(
         arch=("cnn", 8),
         steps=10,
@@ -343,6 +355,7 @@ LAPTOP = Scale(
     sharpness=SharpnessProbe(images=128),
     sharp_every=3,
     robustness=RobustnessProbe(images=200),
+    checks=RobustnessProbe(images=2000, budgets=(("l2", 0.25),)),
     features=FeatureStudy(
         arch=("vgg11", 16),
         steps=20,
@@ -351,6 +364,7 @@ LAPTOP = Scale(
         adversary=Adversary("l2", 0.5, steps=2),
         targeted=10,
         budgets=(2 / 255, 8 / 255),
+        radii=(0.5, 1.0),
     ),
     rivals=RivalStudy(
         epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5
@@ -394,6 +408,7 @@ PAPER = Scale(
     sharpness=SharpnessProbe(images=10_000, tol=1e-3, products=100, probes=15, deflate=15),
     sharp_every=10,
     robustness=RobustnessProbe(images=2000, steps=20, restarts=5),
+    checks=RobustnessProbe(images=10_000, budgets=(("l2", 0.25),), steps=20, restarts=5),
     features=FeatureStudy(
         arch=("resnet50", None),
         steps=1000,

@@ -48,6 +48,7 @@ TINY = replace(
     budgets=(16 / 255,),
     fine=(0.5,),
     robustness=RobustnessProbe(images=20, budgets=(("l2", 0.25), ("linf", 8 / 255)), steps=2, restarts=2),
+    checks=RobustnessProbe(images=60, budgets=(("l2", 0.25),), steps=2, restarts=1),
     features=FeatureStudy(
         arch=("cnn", 6),
         steps=4,
@@ -56,6 +57,7 @@ TINY = replace(
         adversary=Adversary("l2", 0.5, steps=1),
         targeted=2,
         budgets=(16 / 255,),
+        radii=(0.5, 0.8),
     ),
     rivals=RivalStudy(
         epochs=1,
@@ -106,7 +108,7 @@ def test_everything_is_recorded_and_replayed_without_work(replay):
     assert len({job.record().key for job in jobs}) == len(jobs), "no measurement is listed twice"
     assert estimate(replay, jobs) == [0.0] * len(jobs)
     kinds = {job.kind for job in jobs}
-    assert kinds == {"clean", "transfer", "sharpness", "robust"}
+    assert kinds == {"clean", "transfer", "sharpness", "robust", "check"}
 
 
 def test_rho_is_the_one_with_most_success_on_validation_images_and_targets(replay):
@@ -250,7 +252,7 @@ def test_feature_surrogates_that_are_not_recorded_are_left_out(replay, folder):
     }  # fmt: skip
     forget(replay, "transfer", where=lambda spec: spec.features.name == "D_det")
     assert list(feature_runs(replay)) == ["D", "D_R", "D_NR", "D_rand"]
-    forget(replay, "robust", where=lambda spec: spec.features.method == "inverted" and spec.features.steps == 2)
+    forget(replay, "check", where=lambda spec: spec.features.method == "inverted" and spec.features.steps == 2)
     assert list(inversion_runs(replay)) == [4]
     running = open_lab(folder)
     forget(running, "robust", "transfer")
@@ -284,11 +286,18 @@ def test_robust_accuracy_is_recorded_image_by_image(replay):
 
 def test_the_tables_of_claim_1_show_what_the_records_say(replay):
     study = findings.c1(replay)
-    checks, end = study.checks(), study.robustness["D_R"].end
-    assert list(checks.index) == ["D_R", "D_NR", "D_rand", "D_det"]
-    natural = study.robustness["D_R"].at(end).value
-    assert checks.loc["D_R", "natural accuracy"].startswith(f"{natural:.1%}")
-    assert checks.loc["D_R", "published"] == "84%, 48%" and checks.loc["D_rand", "seeds"] == 1
+    checks, end = findings.checks(replay), [float(TINY.epochs)]
+    assert list(checks.index) == ["D_R", "D_NR", *(f"{c}, ε = {r:g}" for r in (0.5, 0.8) for c in CONTROLS)]
+    runs = {"D_R": feature_runs(replay)["D_R"]}
+    (run,) = replay.robustness(runs, end, kind="check").values()
+    assert run.stands["none"].shape == (2, 1, 60) and list(run.stands) == ["none", "l2 0.25"]
+    assert checks.loc["D_R", "natural accuracy"].startswith(f"{run.stands['none'].mean():.1%}")
+    (fewer,) = replay.robustness(runs, end).values()
+    np.testing.assert_array_equal(run.stands["none"][:, :, :20], fewer.stands["none"], "the same first images")
+    assert checks.loc["D_R", "published"] == "84%, 48%" and checks.loc["D_R", "seeds"] == 2
+    assert checks.loc["D_rand, ε = 0.5", "published"] == "63%, 0%" and checks.loc["D_rand, ε = 0.8", "published"] == ""
+    forget(replay, "check", where=lambda spec: spec.features.eps == 0.8 or (spec.features.eps is None and spec.seed))
+    assert findings.checks(replay)["seeds"].to_dict() == {"D_R": 1, "D_NR": 1, **{f"{c}, ε = 0.5": 1 for c in CONTROLS}}
     assert list(findings.by_steps(replay).index) == [2, 4]
     assert sorted(study.budgets) == [16 / 255, 32 / 255]
     assert set(study.peaks().index) == set(study.series)
@@ -297,9 +306,9 @@ def test_the_tables_of_claim_1_show_what_the_records_say(replay):
 @pytest.mark.parametrize(
     ("natural", "robust", "expected"),
     [
-        (0.6, 0.3, {"D_R": "yes", "D_NR": "not shown", "D_det": "yes"}),
-        (0.6, 0.01, {"D_R": "not shown", "D_NR": "yes", "D_det": "yes"}),
-        (0.1, 0.01, {"D_R": "not shown", "D_NR": "not shown", "D_det": "not shown"}),
+        (0.6, 0.3, {"D_R": "yes", "D_NR": "not shown", "D_det, ε = 1": "yes"}),
+        (0.6, 0.01, {"D_R": "not shown", "D_NR": "yes", "D_det, ε = 1": "yes"}),
+        (0.1, 0.01, {"D_R": "not shown", "D_NR": "not shown", "D_det, ε = 1": "not shown"}),
     ],
 )
 def test_a_set_is_as_it_should_be_where_intervals_clear_chance(natural, robust, expected):
@@ -308,8 +317,7 @@ def test_a_set_is_as_it_should_be_where_intervals_clear_chance(natural, robust, 
 
     stands = {"none": stand(natural), findings.WEAK: stand(robust)}
     runs = {name: Robustness(name, TINY.flat(None, 0), [3.0], stands) for name in expected}
-    checks = findings.EarlyStopping({}, {}, runs, {}).checks()
-    assert checks["as it should be"].to_dict() == expected
+    assert findings.check_table(runs)["as it should be"].to_dict() == expected
 
 
 def test_building_a_set_counts_in_the_estimate(folder, tmp_path):

@@ -83,8 +83,9 @@ def place(computed, tmp_path) -> Place:
 
 def c2_work(lab: Lab) -> list[Job]:
     """What claim C2 needs of everything there is to do."""
-    plain = [j for j in work(lab) if j.kind in ("clean", "transfer") and j.attack is None]
-    return [j for j in plain if j.spec.minimizer is None and j.spec.features is None]
+    needed = [spec for specs in decay_runs(lab).values() for spec in specs] + [*map(lab.scale.target, lab.targets())]
+    wanted = {lab.find(kind, spec).key for spec in needed for kind in ("clean", "transfer")}
+    return [j for j in work(lab) if j.record().key in wanted]
 
 
 def ask(lab: Lab) -> dict[str, Series]:

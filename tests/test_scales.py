@@ -27,7 +27,9 @@ def test_a_scale_fits_together(scale):
     assert all(0 < d < scale.epochs for d in (*scale.decays, *scale.standard))
     assert set(scale.standard) <= set(scale.decays), "the second decay starts from a state another run has kept"
     assert scale.robustness.images <= scale.test_images, "robust accuracy is on test images that are attacked anyway"
-    assert "l2 0.25" in scale.robustness.attacks(), "the sanity checks of claim C1 look there"
+    assert "l2 0.25" in scale.robustness.attacks(), "where the surrogates of claim C1 are compared"
+    assert list(scale.checks.attacks()) == ["l2 0.25"] and scale.checks.images >= scale.robustness.images
+    assert scale.features.radii[0] == 0.5, "the radius that the published figures are for"
     sets = scale.feature_sets()
     assert list(sets) == ["D", "D_R", "D_NR", "D_rand", "D_det"] and sets["D"] is None
     assert scale.features.steps not in scale.features.tried
