@@ -351,7 +351,7 @@ def rival_chart(found: Rivalry) -> Figure:
 
 
 def technique_chart(found: Grid) -> Figure:
-    """Success of every surrogate, a row, under every technique, a column, in per cent."""
+    """Success of every surrogate, a row, under every technique, a column, in per cent; first seed."""
     rates = 100 * found.success()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 0.32 * len(rates) + 0.9), layout="constrained")
@@ -371,8 +371,9 @@ def trade_off_chart(frame: pd.DataFrame) -> Figure:
             colour, marker = KINDS[kind]
             of = of.droplevel(0)
             axis.plot(100 * of["robust"], 100 * of["success"], color=colour, marker=marker, markersize=4, label=name)
-            for x, row in of[of.index > 0].iterrows():
-                axis.annotate(f"{sign} = {x:g}", (100 * row["robust"], 100 * row["success"]), xytext=(4, 3),
+            for i, (x, row) in enumerate(of[of.index > 0].iterrows()):
+                place = (4, -8 if i % 2 else 3)  # above and below by turns: neighbours lie close
+                axis.annotate(f"{sign} = {x:g}", (100 * row["robust"], 100 * row["success"]), xytext=place,
                               textcoords="offset points", fontsize=6, color=colour)  # fmt: skip
         axis.set_xlabel("white-box robust accuracy (l2 0.25), %")
         axis.set_ylabel("success rate, %")

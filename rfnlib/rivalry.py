@@ -118,7 +118,9 @@ def _cost(lab: Lab, contender: experiments.Contender) -> float:
     at, recipe = contender.epoch, contender.recipe
     while spec:
         record = lab.measure("transfer", spec, [at], recipe=recipe)
-        total += record.row(round(at * record.per_epoch))["training"]["passes"] / record.per_epoch
+        row = record.row(round(at * record.per_epoch))
+        # The oldest records do not tell: they are of plain SGD, a pass an iteration.
+        total += row.get("training", {"passes": row["iteration"]})["passes"] / record.per_epoch
         spec, recipe, at = spec.start, None, float(lab.scale.epochs)
     return round(total, 1)
 
@@ -128,9 +130,13 @@ def _cost(lab: Lab, contender: experiments.Contender) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Success of each surrogate under each technique, `rates[surrogate][technique]`; SGD and RFN on the same seeds."""
+    """Success of each surrogate under each technique, `rates[surrogate][technique]`; SGD and RFN on the same seeds.
+
+    `first`: that of the first seed alone, the only one that every surrogate has.
+    """
 
     rates: dict[str, dict[str, Influence]]
+    first: dict[str, dict[str, Influence]]
 
     def judge(self) -> list[Finding]:
         """The comparisons behind C8: each technique succeeds more often on RFN than on SGD trained to its end."""
@@ -140,12 +146,15 @@ class Grid:
         return [Finding(f"RFN + {t}", f"SGD + {t}", interval(d), interval(d, level)) for t, d in pairs]
 
     def success(self) -> pd.DataFrame:
-        """Success rates, a row a surrogate, a column a technique."""
-        return pd.DataFrame({s: {t: r.value for t, r in of.items()} for s, of in self.rates.items()}).T
+        """Success rates of the first seed, a row a surrogate, a column a technique."""
+        return pd.DataFrame({s: {t: r.value for t, r in of.items()} for s, of in self.first.items()}).T
 
     def help(self) -> pd.DataFrame:
         """What each technique adds to the plain attack on the same surrogate, in points with half the interval."""
-        rows = {s: {t: points(r - of["none"]) for t, r in of.items() if t != "none"} for s, of in self.rates.items()}
+        rows = {}
+        for s, of in self.rates.items():
+            added = {t: points(r - of["none"]) for t, r in of.items() if t != "none"}
+            rows[s] = {"seeds": interval(of["none"]).seeds, **added}
         return pd.DataFrame(rows).T.rename_axis("surrogate")
 
 
@@ -153,10 +162,12 @@ def c8(lab: Lab) -> Grid:
     """The grid of surrogates and techniques at `lab`'s scale."""
     rows, columns = experiments.technique_grid(lab)
 
-    def rate(c: experiments.Contender, attack: IterativeAttack, recipe: Recipe | None) -> Influence:
-        return lab.transfer({"": c.specs}, epochs=[c.epoch], attack=attack, recipe=recipe)[""].at(c.epoch)
+    def seen(c: experiments.Contender, attack: IterativeAttack, recipe: Recipe | None) -> Series:
+        return lab.transfer({"": c.specs}, epochs=[c.epoch], attack=attack, recipe=recipe)[""]
 
-    return Grid({name: {t: rate(c, *how) for t, how in columns.items()} for name, c in rows.items()})
+    found = {name: {t: seen(c, *how) for t, how in columns.items()} for name, c in rows.items()}
+    rates = {name: {t: s.at(s.end) for t, s in of.items()} for name, of in found.items()}
+    return Grid(rates, {name: {t: s.first(1).at(s.end) for t, s in of.items()} for name, of in found.items()})
 
 
 def trade_off(lab: Lab) -> pd.DataFrame:

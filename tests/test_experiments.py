@@ -410,9 +410,14 @@ def test_rfn_is_compared_with_sgd_under_every_technique(replay):
     assert list(judged) == ["RFN + DI", "RFN + SGM"], "the plain attack is claim C4's"
     assert judged["RFN + DI"] == pytest.approx(grid.rates["RFN"]["DI"].value - grid.rates["SGD"]["DI"].value)
     assert grid.success().loc["SAM", "SGM"] == grid.rates["SAM"]["SGM"].value
+    (first,) = replay.transfer(
+        {"": contenders(replay)["RFN"].specs[:1]}, epochs=[3.0], attack=techniques(replay)["DI"][0]
+    ).values()
+    assert grid.success().loc["RFN", "DI"] == first.at(3.0).value, "of the seed that all have"
     assert [len(grid.rates[name]["DI"].z) for name in grid.rates] == [1, 2, 1, 2, 1], "seeds, of those that are judged"
     by_hand = 100 * (grid.rates["SAT"]["DI"].value - grid.rates["SAT"]["none"].value)
     assert grid.help().loc["SAT", "DI"].startswith(f"{by_hand:+.1f} ±")
+    assert grid.help()["seeds"].to_list() == [1, 2, 1, 2, 1]
     attack, recipe = techniques(replay)["DI"]
     del replay.records[replay.find("transfer", contenders(replay)["RFN"].specs[0], attack, recipe).key]
     assert list(rivalry.c8(replay).rates["RFN"]) == ["none", "SGM"], "what RFN lacks is left out for all"
