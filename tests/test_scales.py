@@ -76,6 +76,7 @@ def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_rec
         seeds=(0,), sharp_every=3, rhos=(0.05, 0.2), budgets=(2 / 255,),
         sharpness=scales.SharpnessProbe(images=8, products=3, probes=2, deflate=1),
         robustness=replace(scales.PAPER.robustness, images=8, steps=2, restarts=1),
+        checks=replace(scales.PAPER.checks, images=20, steps=2, restarts=1),
         features=replace(
             scales.PAPER.features, arch=("resnet50", 2), steps=2, tried=(), targeted=2, budgets=(), adversary=weak
         ),
