@@ -78,12 +78,14 @@ CLAIMS = {
             "RFN rivals the best other ways to train a surrogate",
             "no verified number",
             "05_state_of_the_art",
+            recorded=(("laptop", "inconclusive"),),
         ),
         Claim(
             "C8",
             "RFN adds to other transfer techniques",
             "no verified number",
             "05_state_of_the_art",
+            recorded=(("laptop", "inconclusive"),),
         ),
     )
 }
