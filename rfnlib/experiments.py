@@ -266,7 +266,9 @@ def contenders(lab: Lab) -> dict[str, Contender]:
     for name, whole in _all_contenders(lab).items():
 
         def recorded(seed: int, c: Contender = whole) -> bool:
-            return all(lab.recorded("transfer", c.specs[seed], [c.epoch], None, c.recipe, r) for r in (False, True))
+            spec, at = c.specs[seed], [c.epoch]
+            transferred = all(lab.recorded("transfer", spec, at, None, c.recipe, robust) for robust in (False, True))
+            return transferred and all(lab.recorded(k, spec, at, None, c.single) for k in ("sharpness", "robust"))
 
         if lab.mode == "run" or name in JUDGED or recorded(0):
             found[name] = replace(whole, specs=whole.specs[: _without_gap(lab, recorded, every=True)])

@@ -395,9 +395,13 @@ def test_ranks_are_means_over_seeds_and_targets(replay):
     assert ranks[name] == pytest.approx(np.mean(above))
 
 
-def test_a_surrogate_without_records_is_left_out_in_replay(replay):
-    spec = TINY.rivals_of(0)["SAM & IR"]
-    del replay.records[replay.find("transfer", spec, None, None, True).key]
+@pytest.mark.parametrize("lost", [("transfer", True), ("transfer", False), ("sharpness", False), ("robust", False)])
+def test_a_surrogate_without_records_is_left_out_in_replay(replay, lost):
+    first, second = (TINY.rivals_of(seed)["SAM & IR"] for seed in (0, 1))
+    kind, robust = lost
+    del replay.records[replay.find(kind, second, robust=robust).key]
+    assert contenders(replay)["SAM & IR"].specs == [first]
+    del replay.records[replay.find(kind, first, robust=robust).key]
     assert "SAM & IR" not in contenders(replay)
     assert [f.against for f in rivalry.c7(replay).differences()] == [r for r in rivalry.RIVALS if r != "SAM & IR"]
 
