@@ -24,7 +24,7 @@ class Claim:
     id: str
     sentence: str
     paper: str
-    notebook: str | None = None
+    notebook: str
     recorded: tuple[tuple[str, str], ...] = ()
 
 
