@@ -83,7 +83,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from rfnlib.experiments import work
+    from rfnlib.jobs import work
     from rfnlib.lab import Lab
 
     tick = _deadline(options.budget) if options.budget is not None else lambda: None
@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rfnlib.experiments import estimate, work
+    from rfnlib.jobs import estimate, work
     from rfnlib.lab import Lab
 
     lab = Lab(options.scale, "replay", options.seeds, options.device)

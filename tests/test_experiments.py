@@ -16,15 +16,14 @@ from rfnlib.experiments import (
     chosen_rho,
     chosen_slight,
     contenders,
-    estimate,
     feature_runs,
     flat_runs,
     inversion_runs,
     sharpness_runs,
     stopping_epoch,
     techniques,
-    work,
 )
+from rfnlib.jobs import estimate, work
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.scales import FeatureStudy, RivalStudy, RobustnessProbe, SharpnessProbe, Target
 from rfnlib.series import Robustness

@@ -17,7 +17,8 @@ from scenes import TINY
 
 from rfnlib import data, execution, models, records, scales, training
 from rfnlib.attacks import IterativeAttack
-from rfnlib.experiments import Job, decay_runs, estimate, work
+from rfnlib.experiments import decay_runs
+from rfnlib.jobs import Job, estimate, work
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.records import BadRecord
 from rfnlib.series import Series

@@ -26,7 +26,7 @@ FLOORS = (
     {"data", "fetch", "models"},
     {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness"},
     {"adversaries", "objectives", "training", "transfer"},
-    {"recipes", "records", "scales", "series", "probes", "lab", "experiments"},
+    {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
     {"claims", "findings", "rivalry", "plots"},
     {"reproduce", "bench", "readme", "__main__", "__init__"},
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rfnlib import data, models, records, scales
-from rfnlib.experiments import work
+from rfnlib.jobs import work
 from rfnlib.lab import Lab
 from rfnlib.specs import Adversary
 
