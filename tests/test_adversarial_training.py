@@ -30,7 +30,6 @@ EVERY = {
 }
 each = pytest.mark.parametrize("adversary", EVERY.values(), ids=EVERY.keys())
 start = partial(scenes.start, DIGITS)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(spec, cache, at=None, **options):

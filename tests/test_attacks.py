@@ -13,7 +13,6 @@ from rfnlib.attacks import BIM, FGSM, PGD, AttackError, IterativeAttack, frozen,
 
 N, SHAPE, CLASSES = 6, (2, 5, 5), 4
 quick = settings(max_examples=40, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:

@@ -13,12 +13,8 @@ from rfnlib import bench, scales
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(scales, "LAPTOP", dataclasses.replace(scales.LAPTOP, batch=4, surrogates=(("resnet18", 4),)))
     monkeypatch.setattr(bench, "ROUNDS", 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_minimizers_are_compared_with_sgd_and_their_passes_told():

@@ -66,7 +66,6 @@ TINY = replace(
         techniques=("DI", "SGM"),
     ),
 )
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from rfnlib.specs import Step, TrainSpec
 DIGITS = data.load("digits").subset(60)
 FEW = {"steps": 6, "chunk": 25, "progress": False}
 OUTSIDE = math.sqrt(64) / 510  # how far rounding can move a digit
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed: int = 0) -> models.Network:

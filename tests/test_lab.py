@@ -24,7 +24,6 @@ from rfnlib.records import BadRecord
 from rfnlib.series import Series
 
 PER_EPOCH = 5
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

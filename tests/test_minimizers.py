@@ -43,7 +43,6 @@ BASES = {
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_perturbing = pytest.mark.parametrize("name", PERTURBING)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64, batchnorm: bool = True) -> nn.Sequential:

@@ -15,7 +15,6 @@ every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
 FAMILIES = ["resnet18", "resnet50", "preresnet18", "senet18", "wrn16", "resnext20", "densenet22"]
 FAMILIES += ["vgg11", "googlenet", "mobilenetv2", "cnn", "convmixer", "vit"]
 each_family = pytest.mark.parametrize("arch", FAMILIES)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def n_parameters(network: nn.Module) -> int:

@@ -36,7 +36,6 @@ EVERY = {
 each = pytest.mark.parametrize("spec", EVERY.values(), ids=EVERY.keys())
 HOW = execution.Execution()
 start = partial(scenes.start, DIGITS)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def linear(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -25,7 +25,6 @@ from rfnlib.transforms import named
 
 DIGITS = data.load("digits").subset(80)
 SPEC = TrainSpec("digits", "resnet18", Step(0.05), epochs=2, n_train=80, width=2, batch=40)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dimmed(network: nn.Module, weights, batches) -> nn.Module:

@@ -12,7 +12,6 @@ from rfnlib import data, models, transfer
 from rfnlib.attacks import BIM, FGSM, PGD, AttackError
 
 DIGITS = data.load("digits").subset(60)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

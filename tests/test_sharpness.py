@@ -31,7 +31,6 @@ from rfnlib.sharpness import (
 )
 
 CLASSES, SHAPE = 4, (1, 3, 3)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):

@@ -44,7 +44,6 @@ N, SHAPE, CLASSES = 4, (2, 8, 8), 4
 RESIDUAL = ("resnet18", "preresnet18", "senet18", "wrn16", "resnext20", "mobilenetv2", "convmixer", "vit")
 WIDTH = {"mobilenetv2": 8, "convmixer": 8, "vit": 6, "vgg11": 4, "googlenet": 24, "cnn": 4}
 quick = settings(max_examples=40, deadline=None)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def zoo(arch: str, seed: int = 0) -> nn.Module:

@@ -38,7 +38,6 @@ from rfnlib.transforms import Ball, Batch, Diversity, GradientNorm, Mix, Neighbo
 
 N, SIDE, CLASSES = 4, 8, 5
 EPS, STEP, STEPS = 0.1, 0.03, 4
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(side: int = SIDE) -> nn.Sequential:

@@ -26,7 +26,6 @@ SPEC = TrainSpec("digits", "cnn", Step(0.05), epochs=3, n_train=200, width=4, ba
 CONSTANT = replace(SPEC, arch="resnet18", epochs=4)  # 4 steps an epoch
 DECAY = replace(CONSTANT, schedule=Step(0.05, (3,)))
 start = partial(scenes.start, DIGITS)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(spec: TrainSpec, cache: Path, at=None, **options) -> list[training.Snapshot]:

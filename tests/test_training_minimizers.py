@@ -29,7 +29,6 @@ EVERY = [
 ]
 each = pytest.mark.parametrize("minimizer", EVERY, ids=lambda m: f"{m.method}-{m.rho:g}")
 start = partial(scenes.start, DIGITS)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(spec, cache, at=None):
