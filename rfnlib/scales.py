@@ -303,7 +303,7 @@ SMOKE = Scale(
     validation_images=50,
     accuracy_images=500,
     seeds=(0,),
-    sharpness=SharpnessProbe(images=64),
+    sharpness=SharpnessProbe(images=32),
     sharp_every=3,
     robustness=RobustnessProbe(images=100, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
     checks=RobustnessProbe(images=200, budgets=(("l2", 0.25),), steps=5, restarts=1),
