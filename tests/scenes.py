@@ -1,7 +1,7 @@
 """What several modules of tests set up alike.
 
 `TINY` is a scale small enough for a lab to do all its work inside a test. `start` is a training that leaves no choice
-to the machine it runs on.
+to the machine it runs on. `same` compares weights to the bit.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from rfnlib import scales, training
 from rfnlib.attacks import BIM
@@ -41,3 +44,8 @@ def start(dataset: Dataset, spec: TrainSpec, cache: Path, at: Sequence[float] | 
     """Train eagerly on the CPU in float32, where the bits are the same every time; `options` can say otherwise."""
     eager = {"device": "cpu", "precision": "fp32", "compile": False, "progress": False}
     return training.train(spec, at, dataset=dataset, cache=cache, **{**eager, **options})
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -10,6 +10,7 @@ import pytest
 import scenes
 import torch
 import torch.nn.functional as F
+from scenes import same
 
 from rfnlib import adversaries, attacks, data, execution, specs, training
 from rfnlib.specs import Adversary, Minimizer, OneCycle, SpecError, Step, TrainSpec
@@ -34,10 +35,6 @@ start = partial(scenes.start, DIGITS)
 
 def weights(spec, cache, at=None, **options):
     return [s.weights() for s in start(spec, cache, at, **options)]
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ------------------------------------------------------------------------------- against loops by hand

@@ -40,17 +40,6 @@ def attacks(monkeypatch) -> list[int]:
     return made
 
 
-@pytest.fixture
-def no_work(monkeypatch) -> None:
-    """Reading data, training and attacking fail."""
-
-    def fail(*_, **__):
-        raise AssertionError("it worked")
-
-    for owner, name in ((data, "load"), (training, "train"), (IterativeAttack, "__call__")):
-        monkeypatch.setattr(owner, name, fail)
-
-
 @dataclass
 class Place:
     folder: Path

@@ -12,6 +12,7 @@ import pytest
 import scenes
 import torch
 import torch.nn.functional as F
+from scenes import same
 from torch import Tensor, nn
 
 from rfnlib import data, execution, objectives, training
@@ -68,10 +69,6 @@ def softmax(z: np.ndarray) -> np.ndarray:
 def targets(y: Tensor, smoothing: float) -> np.ndarray:
     """Distributions over ten classes that label smoothing makes of labels."""
     return (1 - smoothing) * np.eye(10)[y.numpy()] + smoothing / 10
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ------------------------------------------------------------------------------------------- by formula

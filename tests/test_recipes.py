@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import scenes
 import torch
+from scenes import same
 from torch import Tensor, nn
 
 from rfnlib import data, records, training, transfer
-from rfnlib.attacks import BIM, AttackError, IterativeAttack
+from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips, collected
 from rfnlib.scales import Target
@@ -47,10 +48,6 @@ def noting(network: nn.Module, weights, batches) -> nn.Module:
 
 
 noting.per_epoch = 2
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def parameters(model: nn.Module) -> Tensor:
@@ -247,17 +244,6 @@ def computed(tmp_path_factory) -> Path:
     ask(one, None, role="robust")
     ask(one, RECIPES["averaged"], role="robust")
     return folder
-
-
-@pytest.fixture
-def no_work(monkeypatch) -> None:
-    """Reading data, training and attacking fail."""
-
-    def fail(*_, **__):
-        raise AssertionError("it worked")
-
-    for owner, name in ((data, "load"), (training, "train"), (IterativeAttack, "__call__")):
-        monkeypatch.setattr(owner, name, fail)
 
 
 def share(hits: Tensor) -> float:

@@ -15,7 +15,8 @@ import scenes
 import torch
 import torch.nn.functional as F
 from kill_twenty import kill_often
-from torch import Tensor, nn
+from scenes import same
+from torch import nn
 
 from rfnlib import data, execution, files, objectives, training
 from rfnlib.specs import Cosine, Cyclic, OneCycle, SpecError, Step, TrainSpec
@@ -42,10 +43,6 @@ def states_at(cache: Path) -> list[int]:
 
 def contents(cache: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (cache / "snapshots").iterdir()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture

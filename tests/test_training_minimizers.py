@@ -9,6 +9,7 @@ import pytest
 import scenes
 import torch
 import torch.nn.functional as F
+from scenes import same
 
 from rfnlib import data, minimizers, specs, training
 from rfnlib.specs import Minimizer, SpecError, Step, TrainSpec
@@ -33,10 +34,6 @@ start = partial(scenes.start, DIGITS)
 
 def weights(spec, cache, at=None):
     return [s.weights() for s in start(spec, cache, at)]
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @each
