@@ -74,12 +74,20 @@ def feature_runs(lab: Lab) -> Runs:
 
 def inversion_runs(lab: Lab) -> dict[int, Runs]:
     """Surrogates trained on D_R and D_NR by the number of inversion steps: the first seed, in replay those recorded."""
-    end, found = [float(lab.scale.epochs)], {}
+    end = [float(lab.scale.epochs)]
+
+    def known(runs: Runs) -> bool:
+        return lab.mode == "run" or all(lab.recorded("check", specs[0], end) for specs in runs.values())
+
+    return {steps: runs for steps, runs in every_inversion(lab).items() if known(runs)}
+
+
+def every_inversion(lab: Lab) -> dict[int, Runs]:
+    """As `inversion_runs`, recorded or not."""
+    found = {}
     for steps in sorted({*lab.scale.features.tried, lab.scale.features.steps}):
         sets = [lab.scale.inverted(robust, steps) for robust in (True, False)]
-        runs = {features.name: trained_on(lab, features, lab.seeds[:1]) for features in sets}
-        if lab.mode == "run" or all(lab.recorded("check", specs[0], end) for specs in runs.values()):
-            found[steps] = runs
+        found[steps] = {features.name: trained_on(lab, features, lab.seeds[:1]) for features in sets}
     return found
 
 

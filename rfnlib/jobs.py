@@ -20,6 +20,7 @@ from rfnlib.experiments import (
     decay_runs,
     every_check,
     every_contender,
+    every_inversion,
     slight_runs,
     stopping_epoch,
     techniques,
@@ -73,8 +74,8 @@ def work(lab: Lab) -> list[Job]:
     return list(done.values())
 
 
-def _targets(lab: Lab) -> Iterator[Job]:
-    for t in lab.targets():
+def _targets(lab: Lab, *roles: str) -> Iterator[Job]:
+    for t in lab.targets(*roles):
         spec = lab.scale.target(t)
         yield Job(f"target {t.name}", lab, "clean", spec, [float(spec.epochs)])
 
@@ -154,17 +155,13 @@ def _features(lab: Lab) -> Iterator[Job]:
     for name, specs in every_check(lab).items():
         for spec in specs:
             yield Job(f"check, {name}, seed {spec.seed}", lab, "check", spec, end)
-    for steps in lab.scale.features.tried:
-        for robust in (True, False):
-            features = lab.scale.inverted(robust, steps)
-            (spec,) = trained_on(lab, features, [first])
-            yield Job(f"check, {features.name} by {steps} steps, seed {first}", lab, "check", spec, end)
+    for steps, runs in every_inversion(lab).items():
+        for name, (spec,) in runs.items():
+            yield Job(f"check, {name} by {steps} steps, seed {first}", lab, "check", spec, end)
 
 
 def _rivals(lab: Lab) -> Iterator[Job]:
-    for t in lab.targets("robust"):
-        spec = lab.scale.target(t)
-        yield Job(f"target {t.name}", lab, "clean", spec, [float(spec.epochs)])
+    yield from _targets(lab, "robust")
     end = [float(lab.scale.epochs)]
     swept = [lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0]) for rho in lab.scale.rhos]
     candidates = list(slight_runs(lab).values())

@@ -329,7 +329,7 @@ def rival_chart(found: Rivalry) -> Figure:
     """Success of every surrogate on standard and on robust targets, with 95 % intervals; dotted: RFN's mean."""
     with plt.rc_context(STYLE):
         panels = {"standard targets": found.series, "robust targets": found.robust}
-        names = sorted(found.series, key=lambda name: found.series[name].at(found.series[name].end).value)
+        names = found.by_success()[::-1]  # from below
         figure, axes = plt.subplots(
             1, 2, figsize=(WIDTH, 0.24 * len(names) + 0.9), layout="constrained", sharey=True, width_ratios=(3, 2)
         )

@@ -118,20 +118,19 @@ def _c6(lab: Lab) -> tuple[str, str]:
 
 def _c7(lab: Lab) -> tuple[str, str]:
     found = rivalry.c7(lab)
-    differences = found.differences()
-    best = max((f.against for f in differences), key=lambda name: found.series[name].at(found.series[name].end).value)
-    d = next(f.difference for f in differences if f.against == best)
+    differences = {f.against: f.difference for f in found.differences()}
+    best = next(name for name in found.by_success() if name in differences)
+    d = differences[best]
     number = f"RFN {100 * d.value:+.1f} points against {best}, the best of {len(differences)} rivals"
     return f"{number}{_sure(d, _points(d))}", claims.verdict(found.judge())
 
 
 def _c8(lab: Lab) -> tuple[str, str]:
     grid = rivalry.c8(lab)
-    found, rates = grid.judge(), grid.rates
-    added = [rates["RFN"][t] - rates["SGD"][t] for t in rates["RFN"] if t != "none"]
+    added = list(grid.differences().values())
     mean = transfer.interval(transfer.average(added))
     number = f"RFN {100 * mean.value:+.1f} points over SGD, mean of {len(added)} techniques"
-    return f"{number}{_sure(mean, _points(mean))}", claims.verdict(found)
+    return f"{number}{_sure(mean, _points(mean))}", claims.verdict(grid.judge())
 
 
 def _points(estimate: transfer.Estimate) -> str:
