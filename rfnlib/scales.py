@@ -366,9 +366,7 @@ LAPTOP = Scale(
         budgets=(2 / 255, 8 / 255),
         radii=(0.5, 1.0),
     ),
-    rivals=RivalStudy(
-        epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5
-    ),
+    rivals=RivalStudy(epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5),
 )
 
 PAPER = Scale(

@@ -66,9 +66,7 @@ def lay(root, files, *kinds):
 
 def same(a: data.Dataset, b: data.Dataset) -> bool:
     names = ("train_images", "train_labels", "test_images", "test_labels")
-    return a.checksum == b.checksum and all(
-        torch.equal(getattr(a, name), getattr(b, name)) for name in names
-    )
+    return a.checksum == b.checksum and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 # ------------------------------------------------------------------------------------- loading
@@ -76,11 +74,7 @@ def same(a: data.Dataset, b: data.Dataset) -> bool:
 
 def test_digits_are_what_they_were():
     digits = load("digits")
-    assert (
-        digits.image_shape == data.SHAPES["digits"] == (1, 8, 8)
-        and digits.n_classes == 10
-        and not digits.flip
-    )
+    assert digits.image_shape == data.SHAPES["digits"] == (1, 8, 8) and digits.n_classes == 10 and not digits.flip
     assert digits.train_images.dtype == torch.uint8 and digits.train_labels.dtype == torch.int64
     assert len(digits.train_images) == 1297 and digits.train_images.max() == 255
     assert digits.test_labels.bincount().tolist() == [50] * 10

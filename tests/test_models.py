@@ -171,9 +171,7 @@ def test_double_backward_agrees_with_finite_differences_of_the_gradient(arch):
     direction = [torch.randn_like(w) for w in weights]
     first = gradient(create_graph=True)
     product = torch.autograd.grad(first, weights, direction, allow_unused=True)
-    product = [
-        torch.zeros_like(w) if p is None else p for p, w in zip(product, weights, strict=True)
-    ]
+    product = [torch.zeros_like(w) if p is None else p for p, w in zip(product, weights, strict=True)]
     assert all(p.isfinite().all() for p in product)
     # A step so short that hardly any ReLU or pooling changes its mind.
     step, ends = 1e-8, []

@@ -24,7 +24,7 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 FLOORS = (
     {"paths", "progress", "checks", "specs", "files", "execution"},
     {"data", "fetch", "models"},
-    {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness"},
+    {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness", "landscape", "lanczos"},
     {"adversaries", "objectives", "training", "transfer"},
     {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
     {"claims", "findings", "rivalry", "plots"},

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rfnlib import models, sharpness
+from rfnlib import lanczos, models
 from rfnlib.minimizers import update_batchnorm
 from rfnlib.sharpness import (
     Measured,
@@ -170,9 +170,9 @@ def test_lanczos_side_by_side_finds_what_eigh_finds(n, ranks, shift, seed, k):
 
     # A full run finds repeated eigenvalues as often as they are; one that may stop, the largest.
     exact = torch.linalg.eigvalsh(a).flip(1)[:, :k]
-    value, _, _ = sharpness._largest(times, start, k, 0.0, n)
+    value, _, _ = lanczos.largest(times, start, k, 0.0, n)
     assert torch.allclose(value, exact, rtol=1e-8, atol=1e-8)
-    value, error, _ = sharpness._largest(times, start, 1, 1e-6, n)
+    value, error, _ = lanczos.largest(times, start, 1, 1e-6, n)
     assert torch.allclose(value, exact[:, :1], rtol=1e-6, atol=1e-7)
 
 
