@@ -13,7 +13,8 @@ from rfnlib import bench, scales
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(scales, "LAPTOP", dataclasses.replace(scales.LAPTOP, batch=4, surrogates=(("resnet18", 4),)))
+    small = {"batch": 4, "surrogates": (("resnet18", 4),), "sharpness": scales.SharpnessProbe(images=12)}
+    monkeypatch.setattr(scales, "LAPTOP", dataclasses.replace(scales.LAPTOP, n_train=20, **small))
     monkeypatch.setattr(bench, "ROUNDS", 1)
 
 
@@ -29,8 +30,8 @@ def test_minimizers_are_compared_with_sgd_and_their_passes_told():
 def test_hessian_reaches_the_same_error_by_both_ways():
     random = torch.get_rng_state()
     lines = []
-    found = bench.hessian("cpu", lines.append, n=12, within=(0.1, 0.03))
-    assert list(found) == [0.1, 0.03] and len(lines) == 2
+    found = bench.hessian("cpu", lines.append, bench._random_data(20), epochs=2, within=(0.1, 0.03))
+    assert list(found) == [0.1, 0.03] and len(lines) == 2 and "12 images" in lines[0]
     assert all(math.isfinite(v) and v > 0 for v in found.values()), found  # not reached: nan
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -40,3 +41,10 @@ def test_hessian_says_what_is_missing(monkeypatch):
     lines = []
     assert bench.hessian("cpu", lines.append) == {}
     assert len(lines) == 1 and "PyHessian" in lines[0] and "rfnlib[test]" in lines[0]
+
+
+def test_hessian_says_how_to_get_the_images_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("RFN_DATA", str(tmp_path))
+    lines = []
+    assert bench.hessian("cpu", lines.append) == {}
+    assert len(lines) == 1 and "CIFAR-10" in lines[0] and "rfnlib data" in lines[0]
