@@ -67,7 +67,7 @@ def eigenvalues(
         tol: stop when the error of each is at most `tol` times its magnitude.
         products: Hessian-vector products at most; the errors tell when they did not suffice.
         parameters: the weights to differentiate by; None: all of the model's.
-        keep_graph: keep the graph of all batches from product to product. Saves a quarter of the
+        keep_graph: keep the graph of all batches from product to product. Saves a third of the
             time and holds all activations three times over: for few images.
         seed: of the starting vector.
         split: what to call the images in the result.

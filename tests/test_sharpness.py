@@ -16,7 +16,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rfnlib import lanczos, models
+from rfnlib import lanczos, landscape, models
 from rfnlib.minimizers import update_batchnorm
 from rfnlib.sharpness import (
     Measured,
@@ -431,6 +431,26 @@ def test_relative_flatness_of_unit_features_stays_when_neurons_are_rescaled():
 
 
 # ------------------------------------------------------------------------------------------ inputs
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("weight",), ("x", "weight"), ("bias",), ("x", "weight", "bias")])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"padding": (2, 0), "dilation": (1, 2)}, {"groups": 2, "stride": (1, 2)}],
+)
+def test_second_derivatives_of_convolutions_are_torch_s_own(options, wanted):
+    conv = nn.Conv2d(4, 6, 3, **options).double()
+    x = torch.randn(2, 4, 7, 6, dtype=torch.float64)
+    at = [{"x": x, "weight": conv.weight, "bias": conv.bias}[name].requires_grad_() for name in wanted]
+    [p.requires_grad_(name in wanted) for name, p in conv.named_parameters()]
+    directions = [torch.randn_like(t) for t in at]
+
+    def products(y: Tensor) -> list[Tensor]:
+        gradient = torch.autograd.grad(y.tanh().square().sum(), at, create_graph=True)
+        return [*gradient, *torch.autograd.grad(gradient, at, directions)]
+
+    found, own = products(landscape._convolution(conv, x)), products(conv(x))
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, own, strict=True))
 
 
 @both
