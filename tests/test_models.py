@@ -4,10 +4,11 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from rfnlib.models import ARCHITECTURES, Dense, Network, Residual, build, fit_strides
+from rfnlib.models import ARCHITECTURES, Dense, Network, Residual, Sampled, build, conv, fit_strides
 
 SHAPES = [(3, 32, 32), (1, 8, 8)]
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -303,3 +304,12 @@ def test_widths_that_are_no_widths_are_refused(width):
 def test_numbers_that_make_no_network_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build("cnn", width=4, **options)
+
+
+@pytest.mark.parametrize("c_in", [1, 7, 8])
+@pytest.mark.parametrize(("stride", "side"), [(2, 8), (2, 7), (3, 8), (2, 1)])
+def test_narrow_strided_projections_are_the_convolutions_they_stand_for(c_in, stride, side):
+    layer, x = conv(c_in, 5, 1, stride).double(), torch.randn(2, c_in, side, side, dtype=torch.float64)
+    assert isinstance(layer, Sampled) == (c_in < 8)
+    expected = F.conv2d(x, layer.weight, stride=stride)
+    assert layer(x).shape == expected.shape and torch.allclose(layer(x), expected, rtol=1e-12, atol=1e-12)
