@@ -21,7 +21,7 @@ reproduce: .venv
 	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: .venv
-	@$(RUN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 notebooks: .venv
 	@$(RUN) -c 'from rfnlib.reproduce import refresh; refresh()'
