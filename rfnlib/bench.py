@@ -189,8 +189,8 @@ def hessian(
     """Seconds to λ₁ of the Hessian to relative errors, ours over PyHessian's, each at the loosest tolerance that does.
 
     Network and images are the laptop scale's: its surrogate after `epochs`, the images its sharpness is measured on.
-    Tolerances are no common measure: ours bounds the error, PyHessian's
-    the change from one iteration to the next. Both keep the graph of the batch. Median over starting vectors.
+    Tolerances are no common measure: ours bounds the error, PyHessian's the change from one iteration to the next.
+    Both keep the graph of the batch. Median over starting vectors.
     """
     scale = scales.LAPTOP
     how, spec, n = execution.resolve(device), _spec(epochs, scale.n_train), scale.sharpness.images

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rfnlib.attacks import frozen
-from rfnlib.checks import is_whole
+from rfnlib.checks import is_number, is_whole
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images, float (B, C, H, W), and labels, int64 (B,): the same at every iteration."""
@@ -192,14 +192,14 @@ def loss_of(model: nn.Module, batches, parameters=None, seed: int = 0, keep_grap
 @contextmanager
 def _twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Batch norms and convolutions written so that their second derivatives cost less: a third of a product's time."""
-    layers = [(m, _cheap(m)) for m in model.modules() if "forward" not in vars(m)]  # leave what others have put there
-    layers = [(m, forward) for m, forward in layers if forward]
-    for m, forward in layers:
+    free = [m for m in model.modules() if "forward" not in vars(m)]  # leave what others have put there
+    layers = {m: forward for m in free if (forward := _cheap(m))}
+    for m, forward in layers.items():
         m.forward = functools.partial(forward, m)
     try:
         yield
     finally:
-        for m, _ in layers:
+        for m in layers:
             del m.forward
 
 
@@ -260,9 +260,7 @@ class _Adjoints(torch.autograd.Function):
         given = [pair for pair in ((vx, w), (x, vw)) if all(t is not None for t in pair)]
         by_g = functools.reduce(torch.add, [torch.conv2d(*pair, None, *ctx.how, ctx.groups) for pair in given])
         wanted = vw is not None and ctx.needs_input_grad[1], vx is not None and ctx.needs_input_grad[2]
-        by_x, by_w = None, None
-        if any(wanted):
-            by_x, by_w = _adjoints(g, x if vx is None else vx, w if vw is None else vw, wanted, ctx.how, ctx.groups)
+        by_x, by_w = _adjoints(g, x if vx is None else vx, w if vw is None else vw, wanted, ctx.how, ctx.groups)
         return by_g, by_x, by_w, None, None, None
 
 
@@ -313,6 +311,10 @@ def finite(values: Tensor, what: str) -> Tensor:
 
 def require_whole(name: str, value: object, least: int, way_out: str, most: float = math.inf) -> None:
     require(is_whole(value, least, most), f"{name} is {value!r}; give a whole number of at least {least}, {way_out}.")
+
+
+def require_number(name: str, value: object, way_out: str) -> None:
+    require(is_number(value, 0), f"{name} is {value!r}; give a number of at least 0, {way_out}.")
 
 
 def require(ok: bool, message: str) -> None:

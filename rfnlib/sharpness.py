@@ -34,7 +34,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfnlib.checks import is_number
 from rfnlib.lanczos import krylov, largest, orthogonal
 from rfnlib.landscape import (
     FORWARD,
@@ -48,6 +47,7 @@ from rfnlib.landscape import (
     loss_of,
     original,
     require,
+    require_number,
     require_whole,
 )  # fmt: skip
 
@@ -308,7 +308,3 @@ def _mean(samples: Tensor) -> tuple[float, float]:
     """The mean, and its standard error."""
     n, samples = len(samples), samples.double()
     return float(samples.mean()), float(samples.std()) / math.sqrt(n) if n > 1 else math.nan
-
-
-def require_number(name: str, value: object, way_out: str) -> None:
-    require(is_number(value, 0), f"{name} is {value!r}; give a number of at least 0, {way_out}.")
