@@ -50,7 +50,7 @@ class Probes:
         """
         images, labels = self.attacked
         if recipe is None:
-            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width)
+            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, snapshot.spec.stem)
             snapshot.load_into(model)
         else:
             model, how = self.load(snapshot, recipe, collected), self.how
@@ -136,13 +136,13 @@ class Probes:
         return self.how.place(made).requires_grad_(False).eval()
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (probes live as long as their process)
-    def _surrogate(self, arch: str, width: int | None) -> tuple[nn.Module, nn.Module, execution.Execution]:
+    def _surrogate(self, arch: str, width: int | None, stem: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
         """One network an architecture, compiled once if a run's worth of the scale's attack pays for it."""
         work = self.scale.attack.passes * len(self.attacked[1]) * self.scale.epochs
         how = execution.resolve(self.how.device, work=work)
         shape = self.dataset.image_shape
         about = {"n_classes": self.dataset.n_classes, "mean": self.dataset.mean, "std": self.dataset.std}
-        model = how.place(models.build(arch, width=width, image_shape=shape, **about)).requires_grad_(False).eval()
+        model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape, **about)).requires_grad_(False).eval()
         return model, how.compiled(model), how
 
     def _accuracy(self, model: nn.Module) -> float:

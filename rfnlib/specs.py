@@ -283,7 +283,7 @@ class TrainSpec:
 
     `minimizer` None means SGD alone, else a method around it; `adversary` None means images as they are, else
     adversarial ones; `features` None means the training set itself, else one built from it. `n_train` None means the
-    whole training set; `width` None the published width.
+    whole training set; `width` None the published width; `stem` is the stride of the first convolution.
     `start` None means new weights, else the last ones of that run, with a fresh momentum (LGV's collection, say).
     `witness` and `input_penalty` change what is minimised: see `rfnlib.objectives`.
     `seed` draws the initial weights, the order of the images, their augmentation and the adversary's
@@ -310,6 +310,7 @@ class TrainSpec:
     start: TrainSpec | None = None
     witness: TrainSpec | None = None
     input_penalty: float = 0.0
+    stem: int = 1
 
     def __post_init__(self) -> None:
         kind = isinstance(self.minimizer, Minimizer | None)
@@ -329,7 +330,7 @@ class TrainSpec:
             "would each give another perturbation; give minimizer=None, or an adversary without replay.",
         )
         require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
-        for name, low in (("epochs", 1), ("batch", 1), ("seed", 0)):
+        for name, low in (("epochs", 1), ("batch", 1), ("seed", 0), ("stem", 1)):
             value = getattr(self, name)
             require(is_whole(value, low), f"{name} is {value!r}; give an integer of at least {low}.")
         for name in ("n_train", "width"):
@@ -358,8 +359,8 @@ class TrainSpec:
             same = not other or all(getattr(other, on) == getattr(self, on) for on in ("data", "n_train", "features"))
             require(same, f"{name} is trained on other images; give both specs one data, n_train and features.")
         of = self.start
-        same = of is None or (of.arch, of.width) == (self.arch, self.width)
-        require(same, "start is of another architecture or width, and its weights do not fit; give a run of this one.")
+        same = of is None or (of.arch, of.width, of.stem) == (self.arch, self.width, self.stem)
+        require(same, "start is of another architecture, width or stem, and its weights do not fit; give a run of this one.")
         fine = is_number(self.input_penalty, 0)
         require(fine, f"input_penalty is {self.input_penalty!r}; give a number of 0 or more.")
         fine = not (self.witness and (self.input_penalty or self.label_smoothing))

@@ -79,6 +79,7 @@ def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
         return models.build(
             spec.arch,
             width=spec.width,
+            stem=spec.stem,
             n_classes=dataset.n_classes,
             image_shape=dataset.image_shape,
             mean=dataset.mean,
