@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rfnlib import attacks, execution
-from rfnlib.specs import Adversary, TrainSpec, stream
+from rfnlib.keys import stream
+from rfnlib.specs import Adversary, TrainSpec
 from rfnlib.transforms import norms
 
 

@@ -32,6 +32,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ from safetensors.torch import save
 from scipy import stats
 from torch import Tensor, nn
 
-from rfnlib import execution, paths
+from rfnlib import checks, execution, paths
 from rfnlib.attacks import IterativeAttack, frozen
 from rfnlib.checks import is_number, is_whole
 from rfnlib.data import Dataset, to_float
 from rfnlib.files import write_atomic
+from rfnlib.keys import key
 from rfnlib.progress import Progress
-from rfnlib.specs import key
 from rfnlib.transforms import norms
 
 RECIPE = 1  # raised when the same arguments would, by a change of the code, make other images
@@ -60,6 +61,9 @@ Tick = Callable[[], None]
 
 class FeatureError(ValueError):
     """Arguments that no data set can be built from."""
+
+
+require = partial(checks.require, error=FeatureError)
 
 
 class DamagedFeatures(FeatureError):
@@ -107,10 +111,10 @@ def robust_dataset(
         DiskFull: no room for a chunk; those before are kept.
     """
     _check_images(data)
-    _require(is_whole(steps, 1), f"steps is {steps!r}; give an integer of at least 1.")
+    require(is_whole(steps, 1), f"steps is {steps!r}; give an integer of at least 1.")
     positive = is_number(step) and step > 0
-    _require(positive, f"step is {step!r}; give a positive length in units of [0, 1] pixels, such as 0.1.")
-    _require(starts is None or seed == 0, f"seed is {seed}, but starts are given, which need none; give one of them.")
+    require(positive, f"step is {step!r}; give a positive length in units of [0, 1] pixels, such as 0.1.")
+    require(starts is None or seed == 0, f"seed is {seed}, but starts are given, which need none; give one of them.")
     device = _device(model)
     chosen = execution.resolve(device.type, precision, compile, False)
     features = Features(model, layer)
@@ -130,7 +134,7 @@ def robust_dataset(
         with frozen([features]):
             made = invert(g, x, start, steps, step, tick)
         finite = bool(made.isfinite().all())
-        _require(finite, "the features or their gradient are not finite; give another model, or precision='fp32'.")
+        require(finite, "the features or their gradient are not finite; give another model, or precision='fp32'.")
         return made
 
     with frozen([features]), torch.no_grad():
@@ -262,14 +266,14 @@ class Features(nn.Module):
         if layer is None and isinstance(own, nn.Module):
             self.layer = "features"  # a submodule may not see the images first, so let the model call it
         elif layer is None:
-            _require(callable(own), f"{type(model).__name__} has no `features`; {_ways(model)}.")
+            require(callable(own), f"{type(model).__name__} has no `features`; {_ways(model)}.")
         if isinstance(self.layer, str):
             found = self.layer in dict(model.named_modules()) and self.layer
-            _require(found, f"layer is {layer!r}, which {type(model).__name__} does not have; {_ways(model)}.")
+            require(found, f"layer is {layer!r}, which {type(model).__name__} does not have; {_ways(model)}.")
         elif self.layer is not None:
             name = f"{getattr(layer, '__module__', '')}.{getattr(layer, '__qualname__', '')}"
             known = callable(layer) and not isinstance(layer, type) and "<" not in name and not name.endswith(".")
-            _require(known, f"layer is {layer!r}, which has no name to know it by; {_ways(model)}.")
+            require(known, f"layer is {layer!r}, which has no name to know it by; {_ways(model)}.")
 
     @property
     def name(self) -> str:
@@ -287,7 +291,7 @@ class Features(nn.Module):
             out = self.layer(self.model, x)
         fine = isinstance(out, Tensor) and out.dim() > 1 and len(out) == len(x)
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        _require(fine, f"{self.name} gives {shape} for {len(x)} images; name a layer with one row of numbers an image.")
+        require(fine, f"{self.name} gives {shape} for {len(x)} images; name a layer with one row of numbers an image.")
         return out.flatten(1)
 
     def _caught(self, x: Tensor) -> Any:
@@ -297,7 +301,7 @@ class Features(nn.Module):
             self.model(x)
         finally:
             handle.remove()
-        _require(len(seen) == 1, f"{self.layer} ran {len(seen)} times in a pass; name a layer that runs once.")
+        require(len(seen) == 1, f"{self.layer} ran {len(seen)} times in a pass; name a layer that runs once.")
         return seen[0]
 
 
@@ -334,9 +338,9 @@ def _unit(images: Tensor) -> Tensor:
 
 def _check_images(data: Dataset) -> None:
     n, least = len(data.train_labels), 2 * data.n_classes
-    _require(n >= least, f"{data.name} has {n} training images; give at least {least}, two a class.")
+    require(n >= least, f"{data.name} has {n} training images; give at least {least}, two a class.")
     present = len(data.train_labels.unique())
-    _require(present > 1, f"all training images of {data.name} have one label; give images of two classes or more.")
+    require(present > 1, f"all training images of {data.name} have one label; give images of two classes or more.")
 
 
 def _starts(data: Dataset, starts: Tensor | None, seed: int) -> Tensor:
@@ -349,15 +353,15 @@ def _starts(data: Dataset, starts: Tensor | None, seed: int) -> Tensor:
     starts = starts.cpu()
     if starts.dtype == torch.int64 and starts.shape == (n,):
         fine = 0 <= int(starts.min()) and int(starts.max()) < n
-        _require(fine, f"starts run from {int(starts.min())} to {int(starts.max())}; give indices from 0 to {n - 1}.")
+        require(fine, f"starts run from {int(starts.min())} to {int(starts.max())}; give indices from 0 to {n - 1}.")
         chance = label_tie(labels[starts], labels)
         starts = images[starts]
     else:
         fine = starts.dtype == torch.uint8 and starts.shape == images.shape
         found = f"{starts.dtype} of shape {tuple(starts.shape)}"
-        _require(fine, f"starts are {found}; give int64 ({n},), or uint8 images of shape {tuple(images.shape)}.")
+        require(fine, f"starts are {found}; give int64 ({n},), or uint8 images of shape {tuple(images.shape)}.")
         chance = image_tie(starts, labels)
-    _require(
+    require(
         chance > BEYOND_CHANCE,
         f"starts tell the labels of the images (by chance: {chance:.0e}), and the built set would leak them; draw "
         "starts that do not depend on the image, or give None.",
@@ -454,8 +458,8 @@ def _built(
     tick: Tick = lambda: None,
 ) -> Dataset:
     """The data set whose images `make` makes, a chunk at a time, those that are not on disk."""
-    _require(is_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
-    _require(kind.replace("-", "").isalnum(), f"kind is {kind!r}; give a name of letters, digits and hyphens.")
+    require(is_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
+    require(kind.replace("-", "").isalnum(), f"kind is {kind!r}; give a name of letters, digits and hyphens.")
     recipe |= {"chunk": chunk}  # which moves the last bits
     name, labels = key("features", RECIPE, recipe), labels.cpu()
     folder = (cache or paths.cache_dir()) / "features" / name
@@ -508,11 +512,6 @@ def _device(model: nn.Module) -> torch.device:
     return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
-def _require(ok: Any, message: str) -> None:
-    if not ok:
-        raise FeatureError(message)
-
-
 # --- looking at them ---------------------------------------------------------------------------------------
 
 
@@ -525,11 +524,11 @@ def image_grid(*rows: Tensor, gap: int = 1) -> np.ndarray:
         rows: uint8, or float in [0, 1], (N, C, H, W) with the same C (1 or 3), H and W; shorter rows end in white.
         gap: pixels between images.
     """
-    _require(bool(rows) and all(len(row) for row in rows), "there are no images; give rows of at least one.")
+    require(bool(rows) and all(len(row) for row in rows), "there are no images; give rows of at least one.")
     shapes = {tuple(row.shape[1:]) for row in rows}
-    _require(len(shapes) == 1, f"images are of the shapes {sorted(shapes)}; give images of one shape.")
+    require(len(shapes) == 1, f"images are of the shapes {sorted(shapes)}; give images of one shape.")
     (channels, height, width), columns = shapes.pop(), max(len(row) for row in rows)
-    _require(channels in (1, 3), f"images have {channels} channels; give 1 or 3.")
+    require(channels in (1, 3), f"images have {channels} channels; give 1 or 3.")
     down, right = height + gap, width + gap
     picture = torch.full((3, len(rows) * down - gap, columns * right - gap), 255, dtype=torch.uint8)
     for i, row in enumerate(rows):

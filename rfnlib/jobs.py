@@ -26,9 +26,10 @@ from rfnlib.experiments import (
     techniques,
     trained_on,
 )
+from rfnlib.keys import key
 from rfnlib.lab import Lab, missing_epochs
 from rfnlib.recipes import Recipe
-from rfnlib.specs import Minimizer, TrainSpec, key
+from rfnlib.specs import Minimizer, TrainSpec
 
 
 @dataclass(frozen=True)

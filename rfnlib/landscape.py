@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rfnlib.attacks import frozen
-from rfnlib.checks import is_number, is_whole
+from rfnlib.checks import is_number, is_whole, require
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images, float (B, C, H, W), and labels, int64 (B,): the same at every iteration."""
@@ -315,8 +315,3 @@ def require_whole(name: str, value: object, least: int, way_out: str, most: floa
 
 def require_number(name: str, value: object, way_out: str) -> None:
     require(is_number(value, 0), f"{name} is {value!r}; give a number of at least 0, {way_out}.")
-
-
-def require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, models, records, sharpness, training, transfer
 from rfnlib.attacks import IterativeAttack
+from rfnlib.keys import stream
 from rfnlib.recipes import Recipe
 from rfnlib.scales import RobustnessProbe, Scale, SharpnessProbe
-from rfnlib.specs import stream
 from rfnlib.surrogates import Cycle, Ensemble
 
 

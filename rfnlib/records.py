@@ -21,7 +21,8 @@ import numpy as np
 
 from rfnlib import execution, paths
 from rfnlib.files import write_atomic
-from rfnlib.specs import SpecError, TrainSpec, key, parse
+from rfnlib.keys import key
+from rfnlib.specs import SpecError, TrainSpec, parse
 
 VERSION = 1
 

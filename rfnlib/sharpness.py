@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rfnlib.checks import require
 from rfnlib.lanczos import krylov, largest, orthogonal
 from rfnlib.landscape import (
     FORWARD,
@@ -46,7 +47,6 @@ from rfnlib.landscape import (
     gradient_of,
     loss_of,
     original,
-    require,
     require_number,
     require_whole,
 )  # fmt: skip

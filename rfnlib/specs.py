@@ -1,4 +1,4 @@
-"""What was asked for, as plain values: learning-rate schedules and training specs, and the keys they hash to.
+"""What was asked for, as plain values: learning-rate schedules, minimizers, adversaries, training specs.
 
 A spec says *what* is computed. *How* it is computed (device, precision, compiler) is
 `rfnlib.execution`'s business and is kept as provenance: it moves the last bits, not the meaning.
@@ -6,13 +6,14 @@ A spec says *what* is computed. *How* it is computed (device, precision, compile
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
+from rfnlib import checks
 from rfnlib.checks import is_number, is_whole
+from rfnlib.keys import key
 
 RECIPE = 1  # raised when the same spec would, by a change of the code, train another network
 
@@ -21,44 +22,7 @@ class SpecError(ValueError):
     """A spec that cannot be meant."""
 
 
-def require(ok: bool, message: str) -> None:
-    """Raise `SpecError(message)` unless `ok`."""
-    if not ok:
-        raise SpecError(message)
-
-
-def canonical(value: Any) -> Any:
-    """`value` as JSON data, the same for equal meanings.
-
-    Dataclasses become dicts with their class under `is`; fields at their default are left out, so
-    that a field added later leaves the keys of old specs alone (hence a default never changes).
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        kept = {f.name: canonical(getattr(value, f.name)) for f in fields(value) if not _default(f, value)}
-        return {"is": type(value).__name__, **kept}
-    if isinstance(value, dict):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(v) for v in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # 2 and 2.0 mean the same
-    return value
-
-
-def _default(field: Any, owner: Any) -> bool:
-    return field.default is not MISSING and getattr(owner, field.name) == field.default
-
-
-def key(*parts: Any) -> str:
-    """16 hexadecimal digits of SHA-256 over the canonical JSON of `parts`."""
-    text = json.dumps(canonical(list(parts)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def stream(seed: int, *names: object) -> int:
-    """A 63-bit seed for the random stream with these names: adding a stream never shifts another."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+require = partial(checks.require, error=SpecError)
 
 
 # --- learning-rate schedules: lr(t) with t in epochs, t = 0 at the first step -----------------------
@@ -360,7 +324,9 @@ class TrainSpec:
             require(same, f"{name} is trained on other images; give both specs one data, n_train and features.")
         of = self.start
         same = of is None or (of.arch, of.width, of.stem) == (self.arch, self.width, self.stem)
-        require(same, "start is of another architecture, width or stem, and its weights do not fit; give a run of this one.")
+        require(
+            same, "start is of another architecture, width or stem, and its weights do not fit; give a run of this one."
+        )
         fine = is_number(self.input_penalty, 0)
         require(fine, f"input_penalty is {self.input_penalty!r}; give a number of 0 or more.")
         fine = not (self.witness and (self.input_penalty or self.label_smoothing))

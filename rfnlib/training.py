@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from rfnlib import adversaries, attacks, data, execution, minimizers, models, objectives, paths
 from rfnlib.files import write_atomic
+from rfnlib.keys import canonical, stream
 from rfnlib.progress import Progress
-from rfnlib.specs import AVERAGING, SpecError, TrainSpec, canonical, require, stream
+from rfnlib.specs import AVERAGING, SpecError, TrainSpec, require
 
 
 class TrainingDiverged(FloatingPointError):

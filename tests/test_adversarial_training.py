@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scenes import same
 
-from rfnlib import adversaries, attacks, data, execution, specs, training
+from rfnlib import adversaries, attacks, data, execution, keys, specs, training
 from rfnlib.specs import Adversary, Minimizer, OneCycle, SpecError, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(80)
@@ -43,9 +43,9 @@ def weights(spec, cache, at=None, **options):
 def batch_of(spec, i):
     """The augmented images and the labels of the i-th batch, by the streams that `training` promises."""
     epoch, b = divmod(i, PER_EPOCH)
-    drawn = torch.Generator().manual_seed(training.stream(spec.seed, "order", epoch))
+    drawn = torch.Generator().manual_seed(keys.stream(spec.seed, "order", epoch))
     chosen = torch.randperm(80, generator=drawn)[b * 40 : (b + 1) * 40]
-    drawn.manual_seed(training.stream(spec.seed, "augment", i))
+    drawn.manual_seed(keys.stream(spec.seed, "augment", i))
     return data.augment(DIGITS.train_images[chosen], drawn, flip=DIGITS.flip), DIGITS.train_labels[chosen]
 
 
@@ -85,7 +85,7 @@ class PGDByHand:
         x, y = batch_of(self.spec, i)
         a, adv = self.spec.adversary, x
         if a.random_start:  # an attack that takes a step of length 0 shows where it starts
-            seed = training.stream(self.spec.seed, "adversary", i) % 2**32
+            seed = keys.stream(self.spec.seed, "adversary", i) % 2**32
             adv = attacks.PGD(eps=a.eps, step=0.0, steps=1, norm=a.norm, seed=seed)(model, x, y)
             assert float((adv - x).abs().max()) > 0.01
         model.eval()

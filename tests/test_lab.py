@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scenes import TINY
 
-from rfnlib import data, execution, models, records, scales, training
+from rfnlib import data, execution, keys, models, records, scales, training
 from rfnlib.attacks import IterativeAttack
 from rfnlib.experiments import decay_runs
 from rfnlib.jobs import Job, estimate, work
@@ -266,7 +266,7 @@ def test_a_damaged_record_is_refused_and_not_computed_anew(place, no_work):
 def by_hand(place: Place, name: str, seed: int, epoch: float):
     """Adversarial images made with nothing of the lab and the attacks, and who is fooled by them."""
     digits = data.load("digits").subset(200)
-    order = torch.Generator().manual_seed(training.stream(0, "images"))
+    order = torch.Generator().manual_seed(keys.stream(0, "images"))
     chosen = torch.randperm(500, generator=order)[:41]
     x, y = digits.test_images[chosen] / 255, digits.test_labels[chosen]
     how = execution.resolve("cpu")

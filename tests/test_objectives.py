@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scenes import same
 from torch import Tensor, nn
 
-from rfnlib import data, execution, objectives, training
+from rfnlib import data, execution, keys, objectives, training
 from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(80)
@@ -247,8 +247,8 @@ def test_the_first_step_is_one_by_hand_from_the_last_weights_of_the_start_with_n
         last(spec.start, tmp_path / "alone", channels_last=False).load_into(model)
     begun = copy.deepcopy(model.state_dict())
     witness = last(OTHER, tmp_path / "alone", channels_last=False).load_into(training.network(OTHER, DIGITS))
-    chosen = torch.randperm(80, generator=torch.Generator().manual_seed(training.stream(spec.seed, "order", 0)))[:40]
-    drawn = torch.Generator().manual_seed(training.stream(spec.seed, "augment", 0))
+    chosen = torch.randperm(80, generator=torch.Generator().manual_seed(keys.stream(spec.seed, "order", 0)))[:40]
+    drawn = torch.Generator().manual_seed(keys.stream(spec.seed, "augment", 0))
     x, y = data.augment(DIGITS.train_images[chosen], drawn, flip=DIGITS.flip), DIGITS.train_labels[chosen]
     params = list(model.train().parameters())
     gradients = torch.autograd.grad(loss(model, witness, x, y), params)

@@ -18,7 +18,7 @@ from kill_twenty import kill_often
 from scenes import same
 from torch import nn
 
-from rfnlib import data, execution, files, objectives, training
+from rfnlib import data, execution, files, keys, objectives, training
 from rfnlib.specs import Cosine, Cyclic, OneCycle, SpecError, Step, TrainSpec
 from rfnlib.training import DamagedSnapshot, TrainingDiverged
 
@@ -64,7 +64,7 @@ def steps(monkeypatch) -> list[float]:
 
 def plain_loop(spec: TrainSpec, n_steps: int) -> nn.Module:
     """The docstring's equations, written down again."""
-    torch.manual_seed(training.stream(spec.seed, "init"))
+    torch.manual_seed(keys.stream(spec.seed, "init"))
     model = training.models.build(
         spec.arch, width=spec.width, image_shape=(1, 8, 8), mean=DIGITS.mean, std=DIGITS.std
     ).train()
@@ -74,10 +74,10 @@ def plain_loop(spec: TrainSpec, n_steps: int) -> nn.Module:
     per_epoch = 200 // spec.batch
     for i in range(n_steps):
         epoch = i // per_epoch
-        order = torch.Generator().manual_seed(training.stream(spec.seed, "order", epoch))
+        order = torch.Generator().manual_seed(keys.stream(spec.seed, "order", epoch))
         batches = torch.randperm(200, generator=order).split(spec.batch)
         chosen = batches[i % per_epoch]
-        drawn = torch.Generator().manual_seed(training.stream(spec.seed, "augment", i))
+        drawn = torch.Generator().manual_seed(keys.stream(spec.seed, "augment", i))
         x = DIGITS.train_images[chosen]
         x = data.augment(x, drawn, flip=False) if spec.augment else x / 255
         log_p = model(x).log_softmax(1)

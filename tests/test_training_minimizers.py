@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scenes import same
 
-from rfnlib import data, minimizers, specs, training
+from rfnlib import data, keys, minimizers, specs, training
 from rfnlib.specs import Minimizer, SpecError, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(120)
@@ -68,9 +68,9 @@ def test_sam_in_training_is_sam_by_its_definition(tmp_path):
     drawn = torch.Generator()
     for i in range(spec.epochs * PER_EPOCH):
         epoch, b = divmod(i, PER_EPOCH)
-        order = torch.randperm(120, generator=drawn.manual_seed(training.stream(spec.seed, "order", epoch)))
+        order = torch.randperm(120, generator=drawn.manual_seed(keys.stream(spec.seed, "order", epoch)))
         chosen = order[b * 40 : (b + 1) * 40]
-        drawn.manual_seed(training.stream(spec.seed, "augment", i))
+        drawn.manual_seed(keys.stream(spec.seed, "augment", i))
         x, y = data.augment(DIGITS.train_images[chosen], drawn, flip=DIGITS.flip), DIGITS.train_labels[chosen]
 
         def gradient(at, x=x, y=y):
