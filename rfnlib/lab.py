@@ -1,12 +1,13 @@
-"""`Lab(scale)`: asks for measurements; serves them from the records, or computes and records them."""
+"""`Lab(scale)`: asks for measurements; serves them from the records, or computes and records them.
+
+Nothing else knows whether a measurement is recorded, and nothing else reads the mode.
+"""
 
 from __future__ import annotations
 
 import functools
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,17 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from rfnlib import data, execution, features, paths, records, scales, training, transfer
-from rfnlib.attacks import IterativeAttack
+from rfnlib import data, execution, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole
-from rfnlib.probes import Probes
+from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
-from rfnlib.recipes import Recipe, collected
-from rfnlib.series import Flatness, Robustness, Series
-from rfnlib.specs import FeatureSet, TrainSpec
+from rfnlib.recipes import collected
+from rfnlib.specs import FeatureSet, TrainSpec, said
+from rfnlib.subjects import Bench, Subject
 from rfnlib.transforms import named
 
 MODES = ("replay", "run")
-# The settings of a probe by its kind: where the scale has them. A check is robust accuracy on more images.
-SETTINGS = {"sharpness": "sharpness", "robust": "robustness", "check": "checks"}
 
 
 class MissingRecord(LookupError):
@@ -37,11 +36,11 @@ class Lab:
     """Measurements at one scale.
 
     Args:
-        scale: "smoke", "laptop" or "paper", or a `Scale`.
+        scale: a name in `scales.SCALES`, or a `Scale`.
         mode: "replay" serves records only; "run" computes and records what is missing.
-        seeds: of the surrogates; None: the scale's.
+        seeds: of the judged surrogates; None: the scale's.
         device: "auto", "cpu" or "cuda".
-        tick: called after every unit of work (an epoch, a probe); may raise to stop in time.
+        tick: called after every unit of work (an epoch, a row); may raise to stop in time.
 
     Raises:
         ValueError: an unknown scale, mode, device or seed.
@@ -55,6 +54,7 @@ class Lab:
         device: str = "auto",
         records_dir: Path | None = None,
         cache_dir: Path | None = None,
+        weights_dir: Path | None = None,
         tick: Callable[[], None] = lambda: None,
     ):
         if mode not in MODES:
@@ -68,318 +68,253 @@ class Lab:
         self.device = execution.resolve(device).device
         self.folder = (records_dir or paths.records_dir()) / self.scale.name
         self.cache = (cache_dir or paths.cache_dir()) / self.scale.name
+        self.weights = (weights_dir or paths.weights_dir()) / self.scale.name
         self.tick = tick
         self.records = {r.key: r for r in records.read_all(self.folder)}
 
-    # --- what is asked for -------------------------------------------------------------------------
+    # --- what is shown and read --------------------------------------------------------------------
 
-    def transfer(
-        self,
-        runs: dict[str, list[TrainSpec]],
-        *,
-        epochs: list[float] | None = None,
-        role: str = "test",
-        attack: IterativeAttack | None = None,
-        recipe: Recipe | None = None,
-    ) -> dict[str, Series]:
-        """Attack snapshots of `runs` and try the examples on every target.
+    def shown(self, arms: Mapping[str, Arm] | Iterable[Arm], needed: Iterable[str] = ()) -> dict[str, Arm]:
+        """The one rule for what appears: an arm is shown once all of its seeds are recorded, or can be computed.
+
+        Nothing of an arm is shown before, so that no difference is looked at before the planned seeds are complete.
 
         Args:
-            runs: training runs by name, a list of seeds each.
-            epochs: of the snapshots; None: those that the scale probes.
-            role: "test"; "validation" for choosing: other images, other targets; or "robust": targets that are
-                trained adversarially.
-            attack: None: the scale's.
-            recipe: what is attacked of a run, see `rfnlib.recipes`; None: its network.
+            needed: names of arms without which there is nothing to show.
+
+        Raises:
+            MissingRecord: in replay, a needed arm is not complete.
+        """
+        arms = list(arms.values() if isinstance(arms, Mapping) else arms)
+        found = {arm.name: arm for arm in arms if self.mode == "run" or self.complete(arm)}
+        for arm in arms:
+            if arm.name in set(needed) - found.keys():
+                raise self._missing(next(m for m in arm.measurements() if self.missing(m)), arm)
+        return found
+
+    def complete(self, arm: Arm) -> bool:
+        """Whether all of `arm` is recorded."""
+        return not any(self.missing(m) for m in arm.measurements())
+
+    def read(self, arm: Arm, probe: Probe | None = None, **how: Any) -> Any:
+        """The curve of `arm` for one of its questions; in a run, computed where it is missing.
+
+        Args:
+            probe: which question; None: the first.
+            how: what the probe's reading takes, such as role="validation".
 
         Raises:
             MissingRecord: in replay, something is not recorded: the message says how to compute it.
+            LookupError: a question that the arm does not ask.
         """
-        return {name: self._series(name, specs, epochs, role, attack, recipe) for name, specs in runs.items()}
+        at = next((at for at in arm.asked if probe is None or at.probe == probe), None)
+        if at is None:
+            raise LookupError(f"{arm.name} asks for {[a.probe.label for a in arm.asked]}, not for {probe}.")
+        found = [self.measure(Measurement(spec, at)) for spec in arm.specs]
+        return at.probe.read(self, arm, at, [[r.at(e) for e in at.epochs] for r in found], **how)
 
-    def sharpness(
-        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None
-    ) -> dict[str, Flatness]:
-        """Measure the sharpness of `runs` at `epochs`; raises as `transfer`."""
-        return {name: self._flatness(name, specs, epochs, recipe) for name, specs in runs.items()}
+    def transfer(self, spec: TrainSpec | Sequence[TrainSpec], epochs: Iterable[float], probe: Probe | None = None,
+                 recipe=None, **how: Any) -> Any:  # fmt: skip
+        """The curve of one run, or of several seeds of it, for one question: `read` for those who have no arm."""
+        specs = [spec] if isinstance(spec, TrainSpec) else list(spec)
+        probe = probe or self.scale.transfer
+        name = ", ".join(specs[0].traits) or said(specs[0].schedule)
+        return self.read(Arm(name, specs, At(probe, tuple(epochs), recipe)), **how)
 
-    def robustness(
-        self, runs: dict[str, list[TrainSpec]], epochs: list[float], recipe: Recipe | None = None, kind: str = "robust"
-    ) -> dict[str, Robustness]:
-        """Measure the natural and robust accuracy of `runs` at `epochs`; raises as `transfer`.
-
-        Args:
-            kind: "robust", or "check": one attack on more images.
-        """
-        return {name: self._robustness(name, specs, epochs, recipe, kind) for name, specs in runs.items()}
-
-    def recorded(self, kind: str, spec: TrainSpec, epochs: list[float], *how: Any) -> bool:
-        """Whether `spec` has been probed at all of `epochs` already; `how` as in `find`."""
-        return not missing_epochs(self.find(kind, spec, *how), epochs)
-
-    def targets(self, *roles: str) -> list[scales.Target]:
-        """The scale's targets of these `roles` ("test", "validation", "robust"), test ones first; none: the first two.
-
-        The robust ones stand apart: they were not in the list when the others were first attacked.
-        """
-        ordered = sorted(self.scale.targets, key=lambda t: t.role != "test")
-        return [t for t in ordered if t.role in (roles or scales.STANDARD)]
+    def replaying(self) -> Lab:
+        """A view of this lab that never computes: what listing goes through."""
+        view = object.__new__(Lab)
+        view.__dict__ = {**self.__dict__, "mode": "replay"}
+        return view
 
     def target_table(self, *roles: str) -> pd.DataFrame:
-        """Each target with its role and natural accuracy; `roles` as in `targets`."""
-        rows = [(t, self._clean(t).rows[-1]) for t in self.targets(*roles)]
+        """Each target of these roles (none: the standard ones) with its natural accuracy, on test and training images."""
+        targets = [t for t in self.scale.targets if t.role in (roles or scales.STANDARD)]
+        rows = [(t, self._clean_record(t).rows[-1]) for t in sorted(targets, key=lambda t: t.role != "test")]
         return pd.DataFrame(
-            [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"]} for t, r in rows]
-        ).set_index("target")
+            [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"],
+              "training accuracy": r["train_accuracy"]} for t, r in rows]
+        ).set_index("target")  # fmt: skip
+
+    def clean(self, against: str) -> tuple[list[scales.Target], np.ndarray, list[str]]:
+        """The targets `against` which is attacked, their errors on clean images (images, targets), and their digests."""
+        targets = self.scale.targets_of(against)
+        rows = [self._clean_record(t).rows[-1] for t in targets]
+        n = self.scale.test_images + self.scale.validation_images
+        return targets, np.stack([records.unpack(r["clean_wrong"], (n,)) for r in rows], 1), [r["weights"] for r in rows]
 
     def source(self) -> str:
         """Where the numbers come from, in one line for the reader."""
         made = [m for r in self.records.values() for m in r.provenance]
-        days = sorted({m["date"] for m in made})
-        on = (
-            f", computed on {', '.join(sorted({m['hardware'] for m in made}))}, {days[0]} to {days[-1]}" if made else ""
-        )
-        return f"{self.scale.name} scale, mode {self.mode}: {len(self.records)} records{on}"
+        if not made:
+            return f"{self.scale.name} scale: nothing is recorded"
+        days, on = sorted({m["date"] for m in made}), ", ".join(sorted({m["hardware"] for m in made}))
+        return f"{self.scale.name} scale: {len(self.records)} records, computed on {on}, {days[0]} to {days[-1]}"
 
-    # --- transfer ----------------------------------------------------------------------------------
+    # --- one measurement ---------------------------------------------------------------------------
 
-    def _series(
-        self,
-        name: str,
-        specs: list[TrainSpec],
-        epochs: list[float] | None,
-        role: str,
-        attack: IterativeAttack | None,
-        recipe: Recipe | None,
-    ) -> Series:
-        epochs = self.scale.probed(specs[0].schedule) if epochs is None else epochs
-        robust = role == "robust"
-        found = [self.measure("transfer", spec, epochs, attack, recipe, robust) for spec in specs]
-        targets = self._attacked_targets(robust)
-        clean = self._clean_wrong(targets)
-        n, t = clean.shape
-        keep = (np.arange(n) < self.scale.test_images) == (role != "validation")
-        wanted = np.array([x.role == role for x in targets])
-        hits, accuracy = [], []
-        for e in epochs:
-            rows = [r.row(_iteration(r, e)) for r in found]
-            adv = np.stack([records.unpack(r["adv_wrong"], (n, t)) for r in rows])
-            own = np.stack([records.unpack(r["surrogate_wrong"], (n,)) for r in rows])
-            hits.append(transfer.Hits(adv[:, keep][:, :, wanted], clean[keep][:, wanted], own[:, keep]))
-            accuracy.append([r["accuracy"] for r in rows])
-        return Series(name, specs[0], epochs, hits, np.array(accuracy).T)
+    def find(self, m: Measurement) -> records.Record:
+        """What is recorded of `m`, possibly nothing."""
+        settings = m.probe.settings(self.scale) | ({"recipe": named(m.recipe)} if m.recipe else {})
+        fresh = records.Record(m.probe.kind, m.spec, records.plain(settings), self._data_checksum)
+        return self.records.get(fresh.key, fresh)
 
-    def _flatness(self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None) -> Flatness:
-        found = [self.measure("sharpness", spec, epochs, recipe=recipe) for spec in specs]
-        rows = [[r.row(_iteration(r, e)) for e in epochs] for r in found]
-        measures = [k for k, v in rows[0][0].items() if k not in ("snapshot", "made", "iteration", "seconds")]
-        # None stands for a value that is not defined there; as a float it is NaN.
-        values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in measures}
-        return Flatness(name, specs[0], epochs, values)
+    def missing(self, m: Measurement) -> tuple[float, ...]:
+        """The epochs of `m` that are not recorded yet."""
+        record = self.find(m)
+        return tuple(e for e in m.epochs if record.at(e) is None)
 
-    def _robustness(
-        self, name: str, specs: list[TrainSpec], epochs: list[float], recipe: Recipe | None, kind: str
-    ) -> Robustness:
-        found = [self.measure(kind, spec, epochs, recipe=recipe) for spec in specs]
-        rows = [[r.row(_iteration(r, e))["stands"] for e in epochs] for r in found]
-        shape = (getattr(self.scale, SETTINGS[kind]).images,)
-        stands = {
-            attack: np.array([[records.unpack(row[attack], shape) for row in of] for of in rows])
-            for attack in rows[0][0]
-        }
-        return Robustness(name, specs[0], epochs, stands)
-
-    def measure(
-        self,
-        kind: str,
-        spec: TrainSpec,
-        epochs: list[float],
-        attack: IterativeAttack | None = None,
-        recipe: Recipe | None = None,
-        robust: bool = False,
-    ) -> records.Record:
-        """The record of a probe of `spec`, with a row for each of `epochs`.
-
-        Args:
-            kind: "clean", "transfer", "sharpness", "robust" or "check".
-            attack, recipe, robust: as in `find`.
+    def measure(self, m: Measurement) -> records.Record:
+        """The record of `m`, complete.
 
         Raises:
             MissingRecord: in replay, rows are missing.
         """
+        missing = self.missing(m)
+        if missing and self.mode == "replay":
+            raise self._missing(m)
+        if missing:
+            with Progress(len(missing), m.label) as bar:
+                for row, made in self.rows(m):
+                    self.add(m, row, made)
+                    bar.advance(1, f"epoch {row['epoch']:g}, accuracy {row['accuracy']:.1%}")
+        return self.find(m)
 
-        def collect(end: float) -> list[training.Snapshot]:
-            return list(self._train(spec, collected(recipe, end)))
+    def rows(self, m: Measurement) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Compute what is missing of `m`: each row, and who made it. Nothing is written: see `add`."""
+        self._shared(m)
+        missing = self.missing(m)
+        if not missing:
+            return
+        per_epoch = training.steps_per_epoch(m.spec, self.dataset(m.spec.features))
+        for subject in self._subjects(m, missing):
+            start = time.monotonic()
+            row = {
+                "epoch": round(subject.iteration / per_epoch, 4),
+                "iteration": subject.iteration,
+                "snapshot": subject.key,
+                "weights": subject.digest,
+                "lr": m.spec.schedule.at((subject.iteration - 1) / per_epoch, m.spec.epochs),
+                "epochs_of_passes": round(subject.cost["passes"] / per_epoch, 3),
+                "skipped": subject.cost["skipped"],
+                **m.probe.row(self.bench, subject),
+            }
+            row["seconds"] = round(time.monotonic() - start, 2)
+            yield {**row, "per_epoch": per_epoch}, records.provenance(self.device)
+            self.tick()
 
-        def probe(snapshot: training.Snapshot) -> dict[str, Any]:
-            parts = collect(snapshot.epoch) if recipe else []
-            if kind == "clean":
-                return self._probes.clean(snapshot)
-            if kind == "transfer":
-                targets = self._target_models(robust)
-                return self._probes.transfer(attack or self.scale.attack, targets, snapshot, recipe, parts)
-            model, settings = self._probes.load(snapshot, recipe, parts), getattr(self.scale, SETTINGS[kind])
-            of = self._probes.sharpness if kind == "sharpness" else self._probes.robust
-            return of(settings, model)
+    def add(self, m: Measurement, row: Row, made: dict[str, Any]) -> None:
+        """Record `row` of `m`, which `made` computed."""
+        record = self.find(m)
+        record.add(row, made)
+        self.records[record.key] = records.write(record, self.folder)
 
-        record = self.find(kind, spec, attack, recipe, robust)
-        missing = missing_epochs(record, epochs)
-        if recipe and missing and self.mode == "run":
-            collect(max(missing))  # all that is collected is trained on the way to the last
-        return self._fill(record, epochs, probe)
+    def _shared(self, m: Measurement) -> None:
+        """Take over rows of other runs that were the same networks at these steps."""
+        record = self.find(m)
+        of = {o.spec: o for o in self.records.values() if o.kind == record.kind and o.settings == record.settings}
+        for e in self.missing(m):
+            for other in of.values():
+                row = other.at(e)
+                if row and m.spec.shares_history(other.spec, row["iteration"], row["per_epoch"]):
+                    made = other.provenance[row["made"]]
+                    self.add(m, {k: v for k, v in row.items() if k != "made"}, made)
+                    break
 
-    def find(
-        self,
-        kind: str,
-        spec: TrainSpec,
-        attack: IterativeAttack | None = None,
-        recipe: Recipe | None = None,
-        robust: bool = False,
-    ) -> records.Record:
-        """What is recorded of this measurement, possibly nothing.
+    def _subjects(self, m: Measurement, epochs: Iterable[float]) -> Iterator[Subject]:
+        """The weights that `m` asks for, trained if need be."""
+        if m.probe.kind == Clean.kind:
+            yield self._released(m.spec)
+            return
+        epochs = list(epochs)
+        if m.recipe:  # all that is collected is trained on the way to the last
+            list(self._train(m.spec, collected(m.recipe, max(epochs))))
+        before = self._cost(m.spec.start)
+        for s in self._train(m.spec, epochs):
+            parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
+            cost = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
+            yield Subject(m.spec, s.iteration, s.per_epoch, s.key, s.weights(), cost, m.recipe, parts)
 
-        Args:
-            attack: of a transfer; None: the scale's.
-            recipe: what is measured of the run; None: its network.
-            robust: a transfer to the targets that are trained adversarially.
-        """
-        images = {
-            "test_images": self.scale.test_images,
-            "validation_images": self.scale.validation_images,
-            "accuracy_images": self.scale.accuracy_images,
-        }
-        if kind == "clean":
-            probe = images
-        elif kind == "transfer":
-            targets = [self.scale.target(t).key() for t in self._attacked_targets(robust)]
-            probe = {"attack": (attack or self.scale.attack).describe(), **images, "targets": targets}
-        else:
-            settings = asdict(getattr(self.scale, SETTINGS[kind]))
-            probe = {**settings, "accuracy_images": self.scale.accuracy_images}
-        probe |= {"recipe": named(recipe)} if recipe else {}
-        probe = json.loads(json.dumps(probe))  # as it is read back, tuples being lists
-        fresh = records.Record(kind, spec, probe, per_epoch=0)
-        return self.records.get(fresh.key, fresh)
+    def _cost(self, spec: TrainSpec | None) -> int:
+        """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""
+        if spec is None:
+            return 0
+        (last,) = self._train(spec, [spec.epochs])
+        return last.cost["passes"] + self._cost(spec.start)
 
     # --- targets -----------------------------------------------------------------------------------
 
-    def _clean(self, target: scales.Target) -> records.Record:
-        spec = self.scale.target(target)
-        return self.measure("clean", spec, [float(spec.epochs)])
+    def _clean_record(self, target: scales.Target) -> records.Record:
+        return self.measure(self.scale.clean(target))
 
-    def _attacked_targets(self, robust: bool) -> list[scales.Target]:
-        return self.targets("robust") if robust else self.targets()
+    def _released(self, spec: TrainSpec) -> Subject:
+        """A target: its released weights, or those of its training, rounded and put among them."""
 
-    def _clean_wrong(self, targets: list[scales.Target]) -> np.ndarray:
-        n = self.scale.test_images + self.scale.validation_images
-        found = [self._clean(t).rows[-1] for t in targets]
-        return np.stack([records.unpack(r["clean_wrong"], (n,)) for r in found], 1)
+        def trained() -> tuple[dict, dict]:
+            (last,) = self._train(spec, [spec.epochs])
+            return last.weights(), {"iteration": last.iteration, "key": last.key, "cost": last.cost}
+
+        weights, about = zoo.obtain(self.weights, spec, trained)
+        per_epoch = training.steps_per_epoch(spec, self.dataset())
+        return Subject(spec, about["iteration"], per_epoch, about["key"], weights, about["cost"])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
-    def _target_models(self, robust: bool) -> list[nn.Module]:
-        models = []
-        for t in self._attacked_targets(robust):
-            self._clean(t)
-            spec = self.scale.target(t)
-            (last,) = self._train(spec, [float(spec.epochs)])
-            models.append(self._probes.load(last))
-        return models
+    def _targets(self, against: str) -> list[tuple[str, nn.Module]]:
+        """The targets with the digests of their weights, which must be those of the recorded clean errors.
+
+        Raises:
+            BadRecord: they are not.
+        """
+        targets, _, recorded = self.clean(against)
+        found = []
+        for target, digest in zip(targets, recorded, strict=True):
+            subject = self._released(self.scale.target(target))
+            if subject.digest != digest:
+                raise records.BadRecord(
+                    f"target {target.name} has other weights ({subject.digest}) than those that were recorded ({digest}), "
+                    f"so that hits on it would be counted against another network's errors; restore its file in "
+                    f"{self.weights}, or delete that file and the records of {self.scale.name} scale."
+                )
+            found.append((digest, self.bench.network(subject)))
+        return found
+
+    # --- data and training -------------------------------------------------------------------------
 
     @functools.cached_property
-    def _dataset(self) -> data.Dataset:
-        return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+    def _data_checksum(self) -> str:
+        return data.checksum(self.scale.data)[:16]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
-    def built(self, wanted: FeatureSet | None) -> data.Dataset:
-        """The data set `wanted`, read from the cache or built, its network trained first if need be; None: D itself."""
+    def dataset(self, wanted: FeatureSet | None = None) -> data.Dataset:
+        """The scale's data set, or the set of features `wanted`: from the cache, or built, its network trained first."""
         if wanted is None:
-            return self._dataset
-        (last,) = self._train(wanted.model, [float(wanted.model.epochs)])
-        model, base = self._probes.load(last), self._dataset
-        how = {"steps": wanted.steps, "step": wanted.step, "cache": self.cache, "kind": wanted.name.replace("_", "-")}
-        if wanted.method == "inverted":
-            fast = execution.resolve(self.device, work=wanted.steps * len(base.train_labels)).compile
-            return features.robust_dataset(model, base, seed=wanted.seed, compile=fast, **how)
-        if wanted.method == "next-label":
-            return features.next_label_dataset(model, base, eps=wanted.eps, **how)
-        return features.random_label_dataset(model, base, eps=wanted.eps, seed=wanted.seed, **how)
+            return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+        (last,) = self._train(wanted.model, [wanted.model.epochs])
+        model = last.load_into(training.network(wanted.model, self.dataset()))
+        model = self.bench.how.place(model).requires_grad_(False)
+        return features.build(wanted, model, self.dataset(), cache=self.cache, device=self.device, tick=self.tick)
 
     @functools.cached_property
-    def _probes(self) -> Probes:
-        return Probes(self.scale, self._dataset, self.device)
+    def bench(self) -> Bench:
+        """The scale's images and targets on the device."""
+        return Bench(self.scale, self.dataset(), self.device, self._targets)
 
-    # --- the one loop ------------------------------------------------------------------------------
-
-    def _fill(
-        self,
-        record: records.Record,
-        epochs: list[float],
-        measure: Callable[[training.Snapshot], dict[str, Any]],
-    ) -> records.Record:
-        """`record` with a row for each of `epochs`: what is missing is computed, or refused in replay."""
-        kind, spec = record.kind, record.spec
-        missing = missing_epochs(record, epochs)
-        if not missing:
-            return record
-        if self.mode == "replay":
-            raise MissingRecord(
-                f"{record.name} lacks {len(missing)} of {len(epochs)} rows at {self.scale.name} scale; compute them "
-                f'with `python -m rfnlib run --scale {self.scale.name}` or mode "run".'
-            )
-        record.per_epoch = training.steps_per_epoch(spec, self._dataset)  # a built set is as large as the original
-        self.records[record.key] = record
-        for e in list(missing):
-            row = self._shared_row(record, _iteration(record, e))
-            if row is not None:
-                missing.remove(e)
-        by = spec.traits or [type(spec.schedule).__name__.lower()]
-        label = ", ".join([f"{kind}: {spec.arch}", *by, f"seed {spec.seed}"])
-        with Progress(len(missing), label) as bar:
-            for snapshot in self._train(spec, missing):
-                start = time.monotonic()
-                row = {
-                    "epoch": round(snapshot.epoch, 4),
-                    "iteration": snapshot.iteration,
-                    "snapshot": snapshot.key,
-                    "lr": spec.schedule.at((snapshot.iteration - 1) / record.per_epoch, spec.epochs),
-                    **measure(snapshot),
-                }
-                row["seconds"] = round(time.monotonic() - start, 2)
-                record.add(row, records.made(self.device, self._dataset.checksum))
-                records.write(record, self.folder)
-                bar.advance(1, f"epoch {snapshot.epoch:.2f}, accuracy {row['accuracy']:.1%}")
-                self.tick()
-        records.write(record, self.folder)
-        return record
-
-    def _shared_row(self, record: records.Record, iteration: int) -> dict[str, Any] | None:
-        """Copy the row of another run that was the same network at this step, if one is recorded."""
-        wanted = record.spec.history_key(iteration, record.per_epoch)
-        for other in self.records.values():
-            row = other.row(iteration)
-            if other is not record and other.probe == record.probe and row and row["snapshot"] == wanted:
-                copy = {k: v for k, v in row.items() if k != "made"}
-                record.add(copy, other.provenance[row["made"]])
-                return copy
-        return None
-
-    def _train(self, spec: TrainSpec, at: list[float]) -> Iterable[training.Snapshot]:
-        branch_points = [m for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]
+    def _train(self, spec: TrainSpec, at: Iterable[float]) -> Iterator[snapshots.Snapshot]:
+        branches = [float(m) for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]
         return training.train(
             spec,
-            at,
-            dataset=self.built(spec.features),
+            [float(e) for e in at],
+            dataset=self.dataset(spec.features),
             cache=self.cache,
-            keep=branch_points,
+            keep=branches,
             device=self.device,
             tick=self.tick,
         )
 
-
-def missing_epochs(record: records.Record, epochs: Iterable[float]) -> list[float]:
-    """Those of `epochs` that `record` has no row for."""
-    return [e for e in epochs if not record.per_epoch or record.row(_iteration(record, e)) is None]
-
-
-def _iteration(record: records.Record, epoch: float) -> int:
-    return max(1, round(epoch * record.per_epoch))
+    def _missing(self, m: Measurement, arm: Arm | None = None) -> MissingRecord:
+        what = f"{arm.name}: " if arm else ""
+        lacking, name = len(self.missing(m)), self.scale.name
+        return MissingRecord(
+            f"{what}{m.label} lacks {lacking} of {len(m.epochs)} rows at {name} scale; compute them with "
+            f'`python -m rfnlib run --scale {name}` or mode "run".'
+        )

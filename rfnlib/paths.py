@@ -38,6 +38,11 @@ def cache_dir() -> Path:
     return _folder("RFN_CACHE", "data/cache")
 
 
+def weights_dir() -> Path:
+    """Where released weights lie: `RFN_WEIGHTS`, else `data/weights/`, which git keeps."""
+    return _folder("RFN_WEIGHTS", "data/weights")
+
+
 def figures_dir() -> Path:
     """Where figures are written: `RFN_FIGURES`, else `figures/`."""
     return _folder("RFN_FIGURES", "figures")

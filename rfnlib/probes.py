@@ -1,160 +1,282 @@
-"""What is measured of one snapshot: functions of its weights and of the scale's settings, and of nothing else."""
+"""Kinds of measurement: each a frozen dataclass with its settings, its row of a record, its reading and its cost.
+
+A kind of one's own is one more such class; nothing else has to know of it:
+
+>>> @dataclass(frozen=True)
+... class Confidence:
+...     kind: ClassVar[str] = "confidence"
+...     images: int = 100
+...     def settings(self, scale): return {"images": self.images}
+...     def row(self, bench, subject): return {"mean": float(bench.network(subject)(...).softmax(1).amax(1).mean())}
+...     def read(self, name, rows, lab): return [[row["mean"] for row in of] for of in rows]
+...     def passes(self, scale): return self.images
+"""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from rfnlib import data, execution, models, records, sharpness, training, transfer
-from rfnlib.attacks import IterativeAttack
-from rfnlib.keys import stream
-from rfnlib.recipes import Recipe
-from rfnlib.scales import RobustnessProbe, Scale, SharpnessProbe
+from rfnlib import records, sharpness, transfer
+from rfnlib.attacks import PGD, IterativeAttack
+from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
 from rfnlib.surrogates import Cycle, Ensemble
 
+if TYPE_CHECKING:
+    from rfnlib.lab import Lab
+    from rfnlib.measurements import Arm, At
+    from rfnlib.scales import Scale
+    from rfnlib.subjects import Bench, Subject
 
-class Probes:
-    """The images of `scale` on `device`, and what is done to snapshots with them; each probe returns a row."""
+Row = dict[str, Any]
 
-    def __init__(self, scale: Scale, dataset: data.Dataset, device: str):
-        self.scale, self.dataset, self.how = scale, dataset, execution.resolve(device)
-        # One fixed order of the test images: the attacked test images come first, then the validation ones.
-        drawn = torch.Generator().manual_seed(stream(0, "images"))
-        self.order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
-        self.attacked = self._take(scale.test_images + scale.validation_images)
-        self.accuracy_pool = self._take(scale.accuracy_images)
 
-    def clean(self, snapshot: training.Snapshot) -> dict[str, Any]:
-        """A target's natural accuracy, and on which of the attacked images it is wrong before the attack."""
-        model = self.load(snapshot)
-        return {"accuracy": self._accuracy(model), "clean_wrong": self._wrong(model, self.attacked[0]), "passes": 0}
+class Probe(Protocol):
+    """A kind of measurement with its settings."""
 
-    def transfer(
-        self,
-        attack: IterativeAttack,
-        targets: Sequence[nn.Module],
-        snapshot: training.Snapshot,
-        recipe: Recipe | None = None,
-        collected: Sequence[training.Snapshot] = (),
-    ) -> dict[str, Any]:
-        """Attack `snapshot` as a surrogate, or what `recipe` makes of it, and try the examples on `targets`.
+    kind: ClassVar[str]
 
-        Hits are kept image by image. The accuracy of several networks is that of their mean probabilities.
-        """
-        images, labels = self.attacked
-        if recipe is None:
-            model, compiled, how = self._surrogate(snapshot.spec.arch, snapshot.spec.width, snapshot.spec.stem)
-            snapshot.load_into(model)
-        else:
-            model, how = self.load(snapshot, recipe, collected), self.how
-            compiled = model
-        with how.autocast():
-            adversarial = attack(compiled, images, labels, batch_size=_even(len(images), 256))
+    @property
+    def label(self) -> str:
+        """What it measures, for people."""
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        """All that its rows depend on besides the weights, as JSON data."""
+
+    def row(self, bench: Bench, subject: Subject) -> Row:
+        """Measure `subject`: JSON data."""
+
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> Any:
+        """What `rows` (seeds, epochs) say of the arm."""
+
+    def passes(self, scale: Scale) -> float:
+        """Forward-backward passes of one image that a row costs, about."""
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A target as it is: its natural accuracy, and on which of the attacked images it is wrong."""
+
+    kind: ClassVar[str] = "clean"
+    label: ClassVar[str] = "target"
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return scale.images()
+
+    def row(self, bench: Bench, subject: Subject) -> Row:
+        model = bench.network(subject)
+        return {**bench.accuracies(subject, model), "clean_wrong": _wrong(model, *bench.attacked), "passes": 0}
+
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> Any:
+        return [row["accuracy"] for of in rows for row in of]
+
+    def passes(self, scale: Scale) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Attack a surrogate and try the examples on every target; hits are kept image by image.
+
+    Attributes:
+        attack: how the examples are made.
+        against: "standard": the scale's test and validation targets; "robust": those trained adversarially.
+    """
+
+    attack: IterativeAttack
+    against: str = "standard"
+    kind: ClassVar[str] = "transfer"
+
+    @property
+    def label(self) -> str:
+        return "transfer" if self.against == "standard" else f"transfer to {self.against} targets"
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        targets = [scale.target(t).key() for t in scale.targets_of(self.against)]
+        return {"attack": self.attack.describe(), **scale.images(), "targets": targets}
+
+    def row(self, bench: Bench, subject: Subject) -> Row:
+        (images, labels), model = bench.attacked, bench.network(subject)
+        adversarial = self.attack(model, images, labels)
+        # The accuracy of several networks is that of their mean probabilities.
         judged = Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
-        hits = torch.stack([transfer.predict(target, adversarial) != labels for target in targets], 1)
+        targets = bench.targets(self.against)
+        hits = torch.stack([transfer.predict(target, adversarial) != labels for _, target in targets], 1)
         return {
-            "accuracy": self._accuracy(judged),
+            **bench.accuracies(subject, judged),
             "adv_wrong": records.pack(hits.cpu().numpy()),
-            "surrogate_wrong": self._wrong(judged, images),
-            "whitebox": _share(transfer.predict(judged, adversarial) != labels),
-            "training": snapshot.cost,
+            "surrogate_wrong": _wrong(judged, images, labels),
+            "whitebox": round(float((transfer.predict(judged, adversarial) != labels).float().mean()), 4),
             "l2": round(float((adversarial - images).flatten(1).norm(dim=1).mean()), 4),
-            "passes": attack.passes * len(labels),
+            "targets": [digest for digest, _ in targets],
+            "passes": self.attack.passes * len(labels),
         }
 
-    def sharpness(self, probe: SharpnessProbe, model: nn.Module) -> dict[str, Any]:
-        """The sharpness of the training loss of `model`, on training images that are not augmented, in fp32.
+    def read(
+        self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], role: str | None = None
+    ) -> TransferCurve:
+        """The curve on the test images and targets; `role` "validation": on those that choices are made by."""
+        role = role or ("test" if self.against == "standard" else self.against)
+        targets, clean, digests = lab.clean(self.against)
+        keep = (np.arange(len(clean)) < lab.scale.test_images) == (role != "validation")
+        wanted = np.array([t.role == role for t in targets])
+        for of in rows:
+            for row in of:
+                if row["targets"] != digests:
+                    raise records.BadRecord(
+                        f"{arm.name} was recorded against other weights of the targets than those whose clean errors "
+                        "are recorded; delete the records of one of the two (the older `clean-…` or `transfer-…` "
+                        "files) and run again."
+                    )
 
-        Beside λ₁ and the trace of the Hessian: λ₁ once more for logits scaled so that the loss is `probe.level`
-        (`matched`, and the `scale`), because a small cross-entropy alone makes the Hessian small. None where no scale
-        reaches that loss. Each value comes with its error estimate, `…_error`.
-        """
+        def packed(row: Row, name: str, *shape: int) -> np.ndarray:
+            return records.unpack(row[name], (len(clean), *shape))
+
+        hits = tuple(
+            transfer.Hits(
+                np.stack([packed(of[e], "adv_wrong", len(targets)) for of in rows])[:, keep][:, :, wanted],
+                clean[keep][:, wanted],
+                np.stack([packed(of[e], "surrogate_wrong") for of in rows])[:, keep],
+            )
+            for e in range(len(at.epochs))
+        )
+
+        def values(name: str) -> np.ndarray:
+            return np.array([[row[name] for row in of] for of in rows], float)
+
+        return TransferCurve(arm.name, arm.specs[0], at.epochs, hits, values("accuracy"), values("train_accuracy"),
+                             values("train_loss"), values("epochs_of_passes"), values("l2"))  # fmt: skip
+
+    def passes(self, scale: Scale) -> float:
+        return self.attack.passes * (scale.test_images + scale.validation_images)
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The sharpness of the training loss, on training images that are not augmented, in fp32.
+
+    Beside λ₁ and the trace of the Hessian: λ₁ once more for logits scaled so that the loss is `level` (`matched`, and
+    the `scale`), because a small cross-entropy alone makes the Hessian small. None where no scale reaches that loss.
+    Each value comes with its error estimate, `…_error`.
+
+    Attributes:
+        images: how many training images.
+        tol, products: of the top eigenvalue: relative error, and Hessian-vector products at most.
+        probes, deflate: of the trace.
+        rho: of the worst case.
+        level: the loss at which networks are compared once their logits are scaled to have it.
+    """
+
+    images: int
+    tol: float = 1e-2
+    products: int = 60
+    probes: int = 5
+    deflate: int = 5
+    rho: float = 0.05
+    level: float = 1.8
+    kind: ClassVar[str] = "sharpness"
+    label: ClassVar[str] = "sharpness"
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {**asdict(self), "accuracy_images": scale.accuracy_images}
+
+    def row(self, bench: Bench, subject: Subject) -> Row:
+        model = bench.network(subject)
+        row = dict(bench.accuracies(subject, model))
         model.requires_grad_(True)
-        batches = self._training_batches(probe.images)
+        batches = bench.training_batches(self.images)
         with torch.no_grad():
             logits = torch.cat([model(x) for x, _ in batches])
         labels = torch.cat([y for _, y in batches])
-        lanczos = {"tol": probe.tol, "products": probe.products}
+        lanczos = {"tol": self.tol, "products": self.products}
         found = {
             "top": sharpness.top_eigenvalue(model, batches, **lanczos),
-            "trace": sharpness.trace(model, batches, probes=probe.probes, deflate=probe.deflate),
-            "worst_case": sharpness.worst_case(model, batches, probe.rho),
+            "trace": sharpness.trace(model, batches, probes=self.probes, deflate=self.deflate),
+            "worst_case": sharpness.worst_case(model, batches, self.rho),
             "relative": sharpness.relative_flatness(model, batches),
             "input_gradient": sharpness.input_gradient_norm(model, batches),
         }
-        scale = scale_to_loss(logits, labels, probe.level)
+        scale = scale_to_loss(logits, labels, self.level)
         if scale is not None:
             found["matched"] = sharpness.top_eigenvalue(Scaled(model, scale), batches, **lanczos)
-        row = {"accuracy": self._accuracy(model), "loss": _digits(F.cross_entropy(logits, labels)), "scale": scale}
-        for name in ("top", "trace", "matched", "worst_case", "relative", "input_gradient"):
+        row |= {"loss": records.rounded(F.cross_entropy(logits, labels)), "scale": scale}
+        for name in self.measures:
             m = found.get(name)
-            row |= {name: m and _digits(m.value), f"{name}_error": m and _digits(m.error)}
+            row |= {name: m and records.rounded(m.value), f"{name}_error": m and records.rounded(m.error)}
         return {**row, "passes": round(sum(m.passes for m in found.values()) * len(labels))}
 
-    def robust(self, probe: RobustnessProbe, model: nn.Module) -> dict[str, Any]:
-        """Which of the first test images `model` classifies correctly, as they are and under each attack of `probe`."""
-        images, labels = self._take(probe.images)
-        seen = [0]
+    measures: ClassVar[tuple[str, ...]] = ("top", "trace", "matched", "worst_case", "relative", "input_gradient")
 
-        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[0] += len(inputs[0]) if torch.is_grad_enabled() else 0
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> SharpnessCurve:
+        # None stands for a value that is not defined there; as a float it is NaN.
+        names = (*self.measures, *(f"{m}_error" for m in self.measures), "loss", "accuracy", "train_accuracy", "train_loss")
+        values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in names}
+        return SharpnessCurve(arm.name, arm.specs[0], at.epochs, values)
 
-        handle = model.register_forward_pre_hook(count)
-        stands = {"none": transfer.predict(model, images) == labels}
-        for name, attack in probe.attacks().items():
-            stands[name] = transfer.is_robust(model, images, labels, attack, probe.restarts)
-        handle.remove()
-        packed = {name: records.pack(s.cpu().numpy()) for name, s in stands.items()}
-        return {"accuracy": self._accuracy(model), "stands": packed, "passes": seen[0]}
+    def passes(self, scale: Scale) -> float:
+        # A Hessian-vector product takes three passes on its graph; Lanczos needs about ten of them, twice.
+        return self.images * 3 * (20 + self.probes + self.deflate)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (probes live as long as their process)
-    def _training_batches(self, n: int) -> list[tuple[Tensor, Tensor]]:
-        images, labels = self.dataset.train_images[:n], self.dataset.train_labels[:n]
-        pairs = zip(images.split(_even(n, 500)), labels.split(_even(n, 500)), strict=True)
-        return [(data.to_float(x).to(self.how.device), y.to(self.how.device)) for x, y in pairs]
 
-    def load(
-        self,
-        snapshot: training.Snapshot,
-        recipe: Recipe | None = None,
-        collected: Sequence[training.Snapshot] = (),
-    ) -> nn.Module:
-        """The network of `snapshot` on the device, in eval mode, or what `recipe` makes of it and of `collected`."""
-        network = training.network(snapshot.spec, self.dataset)
-        network = self.how.place(snapshot.load_into(network)).requires_grad_(False)
-        if recipe is None:
-            return network
-        parts = self.dataset.train_images.split(500)
-        made = recipe(network, collected, (data.to_float(x).to(self.how.device) for x in parts))
-        return self.how.place(made).requires_grad_(False).eval()
+@dataclass(frozen=True)
+class Robustness:
+    """Robust accuracy: PGD from random starts on the first `images` test images.
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (probes live as long as their process)
-    def _surrogate(self, arch: str, width: int | None, stem: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
-        """One network an architecture, compiled once if a run's worth of the scale's attack pays for it."""
-        work = self.scale.attack.passes * len(self.attacked[1]) * self.scale.epochs
-        how = execution.resolve(self.how.device, work=work)
-        shape = self.dataset.image_shape
-        about = {"n_classes": self.dataset.n_classes, "mean": self.dataset.mean, "std": self.dataset.std}
-        model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape, **about)).requires_grad_(False).eval()
-        return model, how.compiled(model), how
+    Attributes:
+        images: how many.
+        balls: pairs of norm and ε; a step has the length 2.5 ε/`steps` (Madry et al. 2018).
+        steps, restarts: of PGD.
+    """
 
-    def _accuracy(self, model: nn.Module) -> float:
-        images, labels = self.accuracy_pool
-        return _share(transfer.predict(model, images) == labels)
+    images: int
+    balls: tuple[tuple[str, float], ...] = (("l2", 0.25), ("l2", 0.5), ("linf", 1 / 255), ("linf", 2 / 255))
+    steps: int = 10
+    restarts: int = 2
+    kind: ClassVar[str] = "robustness"
+    label: ClassVar[str] = "robust accuracy"
 
-    def _wrong(self, model: nn.Module, images: Tensor) -> str:
-        return records.pack((transfer.predict(model, images) != self.attacked[1]).cpu().numpy())
+    def attacks(self) -> dict[str, IterativeAttack]:
+        """The attack in each ball, by the ball's name."""
+        return {
+            ball(norm, eps): PGD(eps, norm=norm, steps=self.steps, step=2.5 * eps / self.steps)
+            for norm, eps in self.balls
+        }
 
-    def _take(self, n: int) -> tuple[Tensor, Tensor]:
-        chosen = self.order[:n]
-        return data.to_float(self.dataset.test_images[chosen]), self.dataset.test_labels[chosen]
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        return {**asdict(self), "accuracy_images": scale.accuracy_images}
+
+    def row(self, bench: Bench, subject: Subject) -> Row:
+        model, (images, labels) = bench.network(subject), bench.test_images(self.images)
+        correct = {"none": transfer.predict(model, images) == labels}
+        for name, attack in self.attacks().items():
+            correct[name] = transfer.is_robust(model, images, labels, attack, self.restarts)
+        packed = {name: records.pack(c.cpu().numpy()) for name, c in correct.items()}
+        return {**bench.accuracies(subject, model), "correct": packed, "passes": self.passes(bench.scale)}
+
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> RobustnessCurve:
+        def unpacked(name: str) -> np.ndarray:
+            return np.array([[records.unpack(row["correct"][name], (self.images,)) for row in of] for of in rows])
+
+        return RobustnessCurve(arm.name, arm.specs[0], at.epochs, {n: unpacked(n) for n in ("none", *self.attacks())})
+
+    def passes(self, scale: Scale) -> float:
+        return self.images * self.steps * self.restarts * len(self.balls)
+
+
+def ball(norm: str, eps: float) -> str:
+    """A name of a ball, such as "l2 0.25" or "linf 1/255".
+
+    >>> ball("linf", 4 / 255)
+    'linf 4/255'
+    """
+    return f"{norm} {255 * eps:g}/255" if norm == "linf" else f"{norm} {eps:g}"
 
 
 class Scaled(nn.Module):
@@ -187,15 +309,5 @@ def scale_to_loss(logits: Tensor, labels: Tensor, level: float) -> float | None:
     return round(brentq(excess, 0.0, high), 6)
 
 
-def _digits(x: Tensor | float) -> float | None:
-    """Five significant digits; None for what is no number, which JSON does not know."""
-    return float(f"{float(x):.5g}") if math.isfinite(x) else None
-
-
-def _share(hits: Tensor) -> float:
-    return round(float(hits.float().mean()), 4)
-
-
-def _even(n: int, most: int) -> int:
-    """The size of equal batches of at most `most`: one shape, so one compiled graph."""
-    return -(-n // -(-n // most))
+def _wrong(model: nn.Module, images: Tensor, labels: Tensor) -> str:
+    return records.pack((transfer.predict(model, images) != labels).cpu().numpy())

@@ -1,8 +1,9 @@
 """One small JSON file a measurement: what was measured, with what, on what, and by whom it was computed.
 
 A record holds the rows of one probe along one training run: a row a snapshot. It is rewritten whole
-and atomically after every row, so that work cut short leaves what it finished. Reading checks
-everything before anything is used: a damaged record is refused, never repaired or silently redone.
+and atomically after every row, so that work cut short leaves what it finished, and takes in the rows that
+another process has put into its file meanwhile. Reading checks everything before anything is used: a damaged
+record is refused, never repaired or silently redone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import base64
 import functools
 import hashlib
 import json
+import math
+import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -18,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from rfnlib import execution, paths
+from rfnlib.checks import is_number, is_whole
 from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.specs import SpecError, TrainSpec, parse
 
-VERSION = 1
+VERSION = 2
+HEX = re.compile("[0-9a-f]{16}")
 
 
 class BadRecord(ValueError):
@@ -33,71 +39,95 @@ class BadRecord(ValueError):
 
 @dataclass
 class Record:
-    """`kind` ("transfer", "clean", …) names the probe's procedure, `probe` its settings as JSON data.
+    """The rows of one kind of measurement along one training run.
 
-    `rows` are dicts with at least `iteration`, `epoch`, `snapshot` (the key of the weights) and `made`
-    (the index in `provenance` of the machine and code that computed the row).
+    Attributes:
+        kind: "transfer", "clean", …: a class in `rfnlib.probes`.
+        spec: the training run.
+        settings: of the measurement, as JSON data.
+        data: the first digits of the data set's checksum.
+        per_epoch: steps of training an epoch; 0 while there are no rows.
+        provenance: the machines and codes that computed rows.
+        rows: dicts with at least `iteration`, `epoch`, `snapshot` (the key of the history), `weights` (the digest of
+            what was measured) and `made` (the index in `provenance`).
     """
 
     kind: str
     spec: TrainSpec
-    probe: dict[str, Any]
-    per_epoch: int
+    settings: dict[str, Any]
+    data: str
+    per_epoch: int = 0
     provenance: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
-        return key(self.kind, self.spec, self.probe)
+        return key(self.kind, self.spec, self.settings, self.data)
 
     @property
     def name(self) -> str:
         """A file name that a person can read and that ends with the key."""
-        s = self.spec
-        schedule = type(s.schedule).__name__.lower()
-        at = "-".join(f"{m:g}" for m in getattr(s.schedule, "milestones", ()))
-        width = f"w{s.width}" if s.width else "full"
-        return "-".join([self.kind, s.arch, width, f"{schedule}{at}", *s.traits, f"s{s.seed}", f"{self.key}.json"])
+        return f"{self.kind}-{self.spec.short_name}-{self.key}.json"
 
     def add(self, row: dict[str, Any], made: dict[str, Any]) -> None:
-        """Insert `row`, computed by `made`, in the order of iterations."""
+        """Insert `row`, computed by `made`, in the order of iterations; one that is there already stays."""
+        self.per_epoch = row.get("per_epoch", self.per_epoch)
+        if any(r["iteration"] == row["iteration"] for r in self.rows):
+            return
         if made not in self.provenance:
             self.provenance.append(made)
-        self.rows.append({**row, "made": self.provenance.index(made)})
+        kept = {k: v for k, v in row.items() if k != "per_epoch"}
+        self.rows.append({**kept, "made": self.provenance.index(made)})
         self.rows.sort(key=lambda r: r["iteration"])
 
-    def row(self, iteration: int) -> dict[str, Any] | None:
-        return next((r for r in self.rows if r["iteration"] == iteration), None)
+    def at(self, epoch: float) -> dict[str, Any] | None:
+        """The row at `epoch`, if there is one."""
+        wanted = max(1, round(epoch * self.per_epoch))
+        return next((r for r in self.rows if r["iteration"] == wanted), None)
 
 
-def write(record: Record, folder: Path) -> Path:
-    """Write `record` into `folder` under its name, atomically.
+def write(record: Record, folder: Path) -> Record:
+    """Put `record` into `folder` under its name, atomically, with the rows that are there already; gives what is there.
 
     Raises:
         DiskFull: no room; the earlier file is untouched.
+        BadRecord: the file that is there is not to be trusted.
     """
+    path = folder / record.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # several processes may know of rows of one measurement
+        if path.exists():
+            there = read(path)
+            for row in record.rows:
+                there.add({**row, "per_epoch": record.per_epoch}, record.provenance[row["made"]])
+            record = there
+        write_atomic(path, _text(record).encode())
+    return record
+
+
+def _text(record: Record) -> str:
     head = {
         "version": VERSION,
         "kind": record.kind,
         "key": record.key,
+        "data": record.data,
         "per_epoch": record.per_epoch,
         "spec": record.spec.describe(),
-        "probe": record.probe,
+        "settings": record.settings,
         "provenance": record.provenance,
     }
     digest = _digest(head, record.rows)
     lines = [f" {json.dumps(k)}: {json.dumps(v)}," for k, v in {**head, "digest": digest}.items()]
     rows = ",\n".join("  " + json.dumps(r) for r in record.rows)  # one row a line: small diffs
-    path = folder / record.name
-    write_atomic(path, "\n".join(["{", *lines, ' "rows": [', rows, " ]", "}\n"]).encode())
-    return path
+    return "\n".join(["{", *lines, ' "rows": [', rows, " ]", "}\n"])
 
 
 def read(path: Path) -> Record:
     """Read and check the record at `path`.
 
     Raises:
-        BadRecord: not JSON, an unknown version, altered since it was written, or not what its name says.
+        BadRecord: not JSON, an unknown version, altered since it was written, not what its name says, or with rows
+            that no measurement could have made.
     """
 
     def refuse(reason: str) -> BadRecord:
@@ -115,12 +145,36 @@ def read(path: Path) -> Record:
         rows, digest, stated = raw.pop("rows"), raw.pop("digest"), raw["key"]
         if digest != _digest(raw, rows):
             raise refuse("its contents were altered after it was written (the digest differs)")
-        record = Record(raw["kind"], parse(raw["spec"]), raw["probe"], raw["per_epoch"], raw["provenance"], rows)
-    except (KeyError, SpecError) as error:
+        record = Record(raw["kind"], parse(raw["spec"]), raw["settings"], raw["data"], raw["per_epoch"],
+                        raw["provenance"], rows)  # fmt: skip
+        if wrong := _implausible(record):
+            raise refuse(wrong)
+    except (AttributeError, KeyError, TypeError, SpecError) as error:
         raise refuse(f"it lacks or misstates a field ({error})") from error
     if stated != record.key or path.name != record.name:
         raise refuse(f"it holds the measurement {record.name}, not the one it is named after")
     return record
+
+
+def _implausible(record: Record) -> str:
+    """What no measurement could have made, in words; empty where there is nothing of the kind."""
+    steps = [row["iteration"] for row in record.rows]
+    if any(not is_whole(i, 1) for i in steps) or steps != sorted(set(steps)):
+        return f"its rows are at the steps {steps}, which do not rise"
+    if record.rows and not is_whole(record.per_epoch, 1):
+        return f"it has {record.per_epoch!r} steps an epoch"
+    for row in record.rows:
+        where = f"at step {row['iteration']}"
+        if not is_whole(row["made"], 0, len(record.provenance) - 1):
+            return f"nobody made the row {where} ({row['made']!r} of {len(record.provenance)})"
+        if abs(row["epoch"] * record.per_epoch - row["iteration"]) > 1:
+            return f"the row {where} is said to be at epoch {row['epoch']!r}"
+        if any(not HEX.fullmatch(str(row[name])) for name in ("snapshot", "weights")):
+            return f"the row {where} names no weights ({row['snapshot']!r}, {row['weights']!r})"
+        for name in ("accuracy", "train_accuracy", "whitebox"):
+            if not is_number(row.get(name, 0), 0, 1):
+                return f"{name} is {row[name]!r} {where}, which is no share"
+    return ""
 
 
 def read_all(folder: Path) -> list[Record]:
@@ -128,11 +182,10 @@ def read_all(folder: Path) -> list[Record]:
     return [read(p) for p in sorted(folder.glob("*.json"))]
 
 
-def made(device: str, checksum: str) -> dict[str, Any]:
-    """Who computes a row: machine, code, data and day; nothing that names a person or a host."""
-    how = execution.resolve(device, work=execution.WORTH_COMPILING)
+def provenance(device: str) -> dict[str, Any]:
+    """Who computes a row: machine, code and day; nothing that names a person or a host."""
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    return {**how.describe(), "code": _commit(), "data": checksum[:16], "date": today}
+    return {**execution.resolve(device).describe(), "code": _commit(), "date": today}
 
 
 @functools.cache
@@ -163,6 +216,20 @@ def unpack(text: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(raw) != -(-count // 8):
         raise ValueError(f"{len(raw)} bytes hold {8 * len(raw)} bits, not the {count} of shape {shape}.")
     return np.unpackbits(raw, count=count).astype(bool).reshape(shape)
+
+
+def rounded(x: Any) -> float | None:
+    """Five significant digits; None for what is no number, which JSON does not know.
+
+    >>> rounded(0.123456789), rounded(float("nan"))
+    (0.12346, None)
+    """
+    return float(f"{float(x):.5g}") if math.isfinite(x) else None
+
+
+def plain(value: Any) -> Any:
+    """`value` as it is read back from JSON, tuples being lists."""
+    return json.loads(json.dumps(value))
 
 
 def _digest(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -1,13 +1,16 @@
-"""What `smoke`, `laptop` and `paper` mean, and nothing else. One code path: a scale is data, never an `if`.
+"""What `smoke`, `laptop`, `gpu` and `paper` mean, and nothing else. One code path: a scale is data, never an `if`.
 
-Settings were fixed before any test image was attacked, and are not tuned towards a claim.
+Settings and choices are fixed on pilot seeds, before a judged seed is trained: see `PREREGISTRATION.md`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rfnlib.attacks import BIM, PGD, IterativeAttack
+from rfnlib.attacks import BIM, IterativeAttack
+from rfnlib.measurements import At, Measurement
+from rfnlib.probes import Clean, Robustness, Sharpness, Transfer, ball
 from rfnlib.specs import (
     AVERAGING,
     Adversary,
@@ -22,90 +25,74 @@ from rfnlib.specs import (
 )
 
 STANDARD = ("test", "validation")  # the roles of targets that are trained on images as they are
+ROLES = (*STANDARD, "robust")
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A network of the zoo: its name, width (None: published) and the stride of its first convolution."""
+
+    name: str
+    width: int | None = None
+    stem: int = 1
+
+    @property
+    def label(self) -> str:
+        """Such as "resnet18 (width 16, stem 2)"."""
+        said = [f"width {self.width}"] if self.width else []
+        said += [f"stem {self.stem}"] if self.stem > 1 else []
+        return f"{self.name} ({', '.join(said)})" if said else self.name
 
 
 @dataclass(frozen=True)
 class Target:
     """A network to fool. Validation targets choose (an epoch, a ρ); test targets judge; robust ones resist.
 
-    Those whose role is "robust" are trained on images made by `adversary`.
+    Attributes:
+        arch: the network.
+        role: one of `ROLES`; those whose role is "robust" are trained on images made by `adversary`.
+        epochs: of its training, by one cycle of the learning rate.
+        seed: no surrogate has one of 1000 or more.
     """
 
-    arch: str
-    width: int | None
+    arch: Arch
+    epochs: int
     role: str = "test"
+    seed: int = 1000
     adversary: Adversary | None = None
 
     @property
     def name(self) -> str:
-        plain = self.arch if self.width is None else f"{self.arch} (width {self.width})"
-        return plain if self.adversary is None else f"{plain}, {budget(self.adversary.norm, self.adversary.eps)}"
-
-
-def budget(norm: str, eps: float) -> str:
-    """A name of a ball, such as "l2 0.25" or "linf 1/255"."""
-    return f"{norm} {255 * eps:g}/255" if norm == "linf" else f"{norm} {eps:g}"
-
-
-@dataclass(frozen=True)
-class SharpnessProbe:
-    """How the sharpness of a snapshot is measured: settings of `rfnlib.sharpness`.
-
-    `images` training images, not augmented; `tol` of the top eigenvalue; `probes` and `deflate` of the trace; `rho`
-    of the worst case; `level`, the loss at which networks are compared once their logits are scaled to have it.
-    """
-
-    images: int
-    tol: float = 1e-2
-    products: int = 60
-    probes: int = 5
-    deflate: int = 5
-    rho: float = 0.05
-    level: float = 1.8
-
-
-@dataclass(frozen=True)
-class RobustnessProbe:
-    """How the robust accuracy of a snapshot is measured: PGD from random starts on the first `images` test images.
-
-    `budgets` are pairs of norm and ε; a step has the length 2.5 ε/`steps` (Madry et al. 2018).
-    """
-
-    images: int
-    budgets: tuple[tuple[str, float], ...] = (("l2", 0.25), ("l2", 0.5), ("linf", 1 / 255), ("linf", 2 / 255))
-    steps: int = 10
-    restarts: int = 2
-
-    def attacks(self) -> dict[str, IterativeAttack]:
-        """The attack of each budget, by its name."""
-        return {
-            budget(norm, eps): PGD(eps, norm=norm, steps=self.steps, step=2.5 * eps / self.steps)
-            for norm, eps in self.budgets
-        }
-
-    @property
-    def passes(self) -> int:
-        """Forward-backward passes at most, one an image."""
-        return self.images * self.steps * self.restarts * len(self.budgets)
+        again = f", seed {self.seed}" if self.seed != 1000 else ""
+        against = f", {ball(self.adversary.norm, self.adversary.eps)}" if self.adversary else ""
+        return f"{self.arch.label}{again}{against}"
 
 
 @dataclass(frozen=True)
 class FeatureStudy:
     """The data sets of claim C1 and what is trained on them.
 
-    `arch` and its width: of the surrogates, and of the networks inverted. `adversary` trains the robust one. The
-    inversion takes `steps` of length `step`; `tried` are other numbers of steps, to see what is lost. D_rand and D_det
-    take `targeted` steps in a ball of each of `radii`; surrogates are trained on those of the first. `budgets` are the
-    other ε of the attack.
+    Attributes:
+        arch: of the surrogates, and of the networks inverted.
+        steps, step: of the inversion: how many, and their length in l2, in units of [0, 1] pixels of the whole image.
+        tried: other numbers of steps, to see what is lost.
+        adversary: trains the robust network.
+        model_epochs: of the training of the networks inverted.
+        targeted: steps towards another class, for D_rand and D_det.
+        radii: of their balls; surrogates are trained on those of the first.
+        other_eps: other radii of the attack.
+        check: how a network trained on a built set is shown to be what it should be.
     """
 
-    arch: tuple[str, int | None]
+    arch: Arch
     steps: int
     tried: tuple[int, ...]
     step: float
     adversary: Adversary
+    model_epochs: int
     targeted: int
-    budgets: tuple[float, ...]
+    other_eps: tuple[float, ...]
+    check: Robustness
     radii: tuple[float, ...] = (0.5,)
 
 
@@ -116,7 +103,7 @@ class RivalStudy:
     LGV, the More-Bayesian surrogate and model alignment go on for `epochs` from the end of the standard run; the first
     two collect weights `per_epoch`, the second draws `draws` networks. `slight` are the candidates for slight
     adversarial training; `penalty` is λ of SAM with input-gradient regularisation. `techniques` are names in
-    `experiments.techniques`; variance tuning takes `neighbours`.
+    `studies.state_of_the_art.TECHNIQUES`; variance tuning takes `neighbours`.
     """
 
     epochs: int
@@ -132,43 +119,59 @@ class RivalStudy:
 class Scale:
     """One size of the whole reproduction.
 
-    Images: `test_images` and `validation_images` are attacked (two disjoint draws from the test set),
-    natural accuracy is taken on `accuracy_images`. Epochs: surrogates are probed every `every` epochs
-    and, after each decay of a step schedule, at the offsets `fine`; `judged_after` is the offset at
-    which claims C2 and C3 are judged. Sharpness is measured every `sharp_every` epochs and around decays.
-    Flat surrogates: `rhos` are the radii of the sweep, the first that of SAM, the others RFN's candidates;
-    `budgets` the other ε at which the main surrogates are compared.
+    Attributes:
+        n_train: training images; None: all.
+        surrogates: architectures; claims are judged on the first.
+        epochs, lr, batch: of the surrogates' training.
+        decays: epochs at which the learning rate decays in the runs with one decay, which claims C2 and C3 judge.
+        standard: decays of the standard schedule.
+        cycle: epochs of a cycle of the cyclic schedule.
+        test_images, validation_images: attacked: two disjoint draws from the test set.
+        accuracy_images: natural accuracy is taken on these.
+        seeds: of the judged surrogates. `pilots`: those that gates and choices are made by, never judged.
+        rhos: radii of the sweep, the first that of SAM, the others RFN's candidates.
+        other_eps: other radii of the attack at which the main surrogates are compared.
+        every: surrogates are attacked every so many epochs, and after each decay of a step schedule at the offsets
+            `fine` and `judged_after`, at which claims C2 and C3 are judged.
+        sharp_every: sharpness is measured every so many epochs, and around decays.
+        cell_timeout: the most seconds that a cell of a notebook may take.
     """
 
     name: str
     data: str
     n_train: int | None
-    surrogates: tuple[tuple[str, int | None], ...]
+    surrogates: tuple[Arch, ...]
     epochs: int
     lr: float
     batch: int
     decays: tuple[int, ...]
     standard: tuple[int, ...]
     cycle: int
-    target_epochs: int
     targets: tuple[Target, ...]
     attack: IterativeAttack
     test_images: int
     validation_images: int
     accuracy_images: int
     seeds: tuple[int, ...]
-    sharpness: SharpnessProbe
+    pilots: tuple[int, ...]
+    sharpness: Sharpness
     sharp_every: int
-    robustness: RobustnessProbe
-    checks: RobustnessProbe
+    robustness: Robustness
     features: FeatureStudy
     rivals: RivalStudy
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
-    budgets: tuple[float, ...] = (2 / 255, 8 / 255)
+    other_eps: tuple[float, ...] = (2 / 255, 8 / 255)
     every: int = 1
     fine: tuple[float, ...] = (0.25, 0.5)
     judged_after: float = 1.0
     cell_timeout: int = 3600
+
+    # --- training runs ---
+
+    @property
+    def end(self) -> float:
+        """The last epoch of a surrogate's training."""
+        return float(self.epochs)
 
     def schedules(self) -> dict[str, Schedule]:
         """The learning-rate schedules that claim C2 is about, by the names its figure uses."""
@@ -182,87 +185,64 @@ class Scale:
             "cyclic": Cyclic(self.lr, self.cycle),
         }
 
-    def surrogate(self, schedule: Schedule, seed: int, which: int = 0, minimizer: Minimizer | None = None) -> TrainSpec:
-        """The training run of surrogate architecture number `which` under `schedule`."""
-        arch, width = self.surrogates[which]
-        return TrainSpec(
-            data=self.data, arch=arch, width=width, n_train=self.n_train, schedule=schedule,
-            epochs=self.epochs, batch=self.batch, seed=seed, minimizer=minimizer,
-        )  # fmt: skip
+    def surrogate(
+        self, schedule: Schedule, seed: int, minimizer: Minimizer | None = None, arch: Arch | None = None
+    ) -> TrainSpec:
+        """The training run of a surrogate under `schedule`; `arch` None: the first architecture."""
+        return self._run(arch or self.surrogates[0], schedule, self.epochs, seed, minimizer=minimizer)
 
-    def minimizers(self) -> dict[str, Minimizer]:
-        """The seven minimizers of claim C5, each with its usual ρ; those that average begin halfway."""
-        usual = {"SAM": self.rhos[0], "ASAM": 0.5, "GSAM": 0.05, "LookSAM": 0.1, "GAM": 0.2, "WASAM": 0.05, "SWA": 0.0}
-        half = float(self.epochs // 2)
-        return {m: Minimizer(m, rho, average_from=half if m in AVERAGING else None) for m, rho in usual.items()}
-
-    def flat(self, minimizer: Minimizer | None, seed: int, which: int = 0) -> TrainSpec:
-        """A surrogate trained by `minimizer` under the standard schedule.
+    def flat(self, minimizer: Minimizer | None, seed: int, arch: Arch | None = None) -> TrainSpec:
+        """A surrogate trained by `minimizer` (None: SGD alone) under the standard schedule.
 
         A mean of weights is worth taking only where they still move: as in SWA's recipe, its learning rate is halved
         halfway and stays.
         """
         averaging = minimizer is not None and minimizer.method in AVERAGING
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)
-        return self.surrogate(schedule, seed, which, minimizer)
-
-    def slight(self, adversary: Adversary, seed: int) -> TrainSpec:
-        """Slight adversarial training (Springer et al. 2021), under the standard schedule."""
-        return replace(self.flat(None, seed), adversary=adversary)
-
-    def rivals_of(self, seed: int) -> dict[str, TrainSpec]:
-        """The runs behind the other surrogates of claim C7, all from the standard run or for as long.
-
-        LGV: half the first learning rate, constant, and its own weight decay. The More-Bayesian surrogate: the same
-        rate, with the gradient's norm penalised. Alignment: a tenth of the first rate, towards the standard network of
-        claim C1, which is no target. Rates and lengths are as in the publications where the scale has room for them.
-        """
-        base, study = self.flat(None, seed), self.rivals
-        onwards = replace(base, schedule=Step(self.lr / 2), epochs=study.epochs, start=base)
-        witness = self.inverted(False).model
-        return {
-            "LGV": replace(onwards, weight_decay=1e-4),
-            "More Bayesian": replace(onwards, minimizer=Minimizer("GNP", 0.1)),
-            "aligned": replace(onwards, schedule=Step(self.lr / 10), witness=witness),
-            "SAM & IR": replace(self.flat(Minimizer("SAM", self.rhos[0]), seed), input_penalty=study.penalty),
-        }
+        return self.surrogate(schedule, seed, minimizer, arch)
 
     def target(self, target: Target) -> TrainSpec:
-        """The training run of `target`: one cycle, with a seed that no surrogate uses."""
-        return TrainSpec(
-            data=self.data, arch=target.arch, width=target.width, n_train=self.n_train,
-            schedule=OneCycle(self.lr), epochs=self.target_epochs, batch=self.batch, seed=1000,
-            adversary=target.adversary,
-        )  # fmt: skip
+        """The training run of `target`: one cycle of the learning rate."""
+        return self.cycled(target.arch, target.epochs, target.seed, target.adversary)
 
-    def inverted(self, robust: bool, steps: int | None = None) -> FeatureSet:
-        """D_R (`robust`) or D_NR: the features of a network that is trained as the targets are, on other seeds."""
-        study = self.features
-        arch, width = study.arch
-        plain = replace(self.target(Target(arch, width)), seed=1001)
-        model = replace(plain, adversary=study.adversary) if robust else plain
-        return FeatureSet("inverted", model, steps or study.steps, study.step)
+    def cycled(self, arch: Arch, epochs: int, seed: int, adversary: Adversary | None = None) -> TrainSpec:
+        """A network trained by one cycle of the learning rate, as the targets are."""
+        return self._run(arch, OneCycle(self.lr), epochs, seed, adversary=adversary)
 
-    def feature_sets(self) -> dict[str, FeatureSet | None]:
-        """What the surrogates of claim C1 are trained on: D itself, D_R, D_NR, and the controls D_rand, D_det."""
-        first = self.controls(self.features.radii[0])
-        return {"D": None, "D_R": self.inverted(True), "D_NR": self.inverted(False), **first}
+    def _run(self, arch: Arch, schedule: Schedule, epochs: int, seed: int, **how: Any) -> TrainSpec:
+        return TrainSpec(self.data, arch.name, schedule, epochs, n_train=self.n_train, width=arch.width, stem=arch.stem,
+                         batch=self.batch, seed=seed, **how)  # fmt: skip
 
-    def controls(self, radius: float) -> dict[str, FeatureSet]:
-        """D_rand and D_det in a ball of this radius, against the network behind D_NR."""
-        steps, model = self.features.targeted, self.inverted(False).model
-        sets = [FeatureSet(m, model, steps, radius / 5, eps=radius) for m in ("random-label", "next-label")]
-        return {f.name: f for f in sets}
+    # --- what is measured ---
 
-    def probed(self, schedule: Schedule) -> list[float]:
+    @property
+    def transfer(self) -> Transfer:
+        """The scale's attack on its standard targets."""
+        return Transfer(self.attack)
+
+    def targets_of(self, against: str) -> list[Target]:
+        """The targets that an attack `against` "standard" or "robust" ones is tried on, test ones first."""
+        wanted = STANDARD if against == "standard" else (against,)
+        return sorted((t for t in self.targets if t.role in wanted), key=lambda t: t.role != "test")
+
+    def clean(self, target: Target) -> Measurement:
+        """The measurement of a target as it is."""
+        spec = self.target(target)
+        return Measurement(spec, At(Clean(), (spec.epochs,)))
+
+    def images(self) -> dict[str, int]:
+        """How many images are attacked and looked at: part of what a row depends on."""
+        return {name: getattr(self, name) for name in ("test_images", "validation_images", "accuracy_images")}
+
+    def attacked_at(self, schedule: Schedule) -> tuple[float, ...]:
         """The epochs at which a surrogate trained by `schedule` is attacked."""
         coarse = [float(e) for e in range(self.every, self.epochs + 1, self.every)]
         decays = getattr(schedule, "milestones", ())
         around = [m + d for m in decays for d in (0.0, *self.fine, self.judged_after)]
         judged = [m + d for m in self.decays for d in (0.0, self.judged_after)]  # runs are compared there
-        return sorted({*coarse, *around, *judged, float(self.epochs)})
+        return tuple(sorted({*coarse, *around, *judged, self.end}))
 
-    def sharp(self, schedule: Schedule, fine: bool = True) -> list[float]:
+    def sharp_at(self, schedule: Schedule, fine: bool = True) -> tuple[float, ...]:
         """The epochs at which sharpness is measured: a coarse grid, and around the decays (`fine`: closely).
 
         A run that decays once is followed only from the coarse point at its decay to the epoch where it is
@@ -272,55 +252,56 @@ class Scale:
         offsets = (0.0, *(self.fine if fine else ()), self.judged_after)
         around = {m + d for m in decays for d in offsets}
         if len(decays) == 1:
-            return sorted(around)
+            return tuple(sorted(around))
         coarse = {float(e) for e in range(self.sharp_every, self.epochs + 1, self.sharp_every)}
         judged = set() if decays else {m + d for m in self.decays for d in (0.0, self.judged_after)}
-        return sorted({*coarse, *around, *judged, float(self.epochs)})
+        return tuple(sorted({*coarse, *around, *judged, self.end}))
 
 
 SMOKE = Scale(
     name="smoke",
     data="digits",
     n_train=1000,
-    surrogates=(("resnet18", 8),),
+    surrogates=(Arch("resnet18", 8),),
     epochs=6,
     lr=0.05,
     batch=50,
     decays=(2, 3, 4),
     standard=(2, 4),
     cycle=3,
-    target_epochs=8,
     targets=(
-        Target("vgg11", 8),
-        Target("cnn", 16),
-        Target("wrn16", 8),
-        Target("senet18", 8, "validation"),
-        Target("vgg11", 8, "robust", Adversary("l2", 0.5, steps=1)),
-        Target("vgg11", 8, "robust", Adversary("linf", 8 / 255, steps=1)),
+        Target(Arch("vgg11", 8), 8),
+        Target(Arch("cnn", 16), 8),
+        Target(Arch("wrn16", 8), 8),
+        Target(Arch("senet18", 8), 8, "validation"),
+        Target(Arch("vgg11", 8), 8, "robust", adversary=Adversary("l2", 0.5, steps=1)),
+        Target(Arch("vgg11", 8), 8, "robust", adversary=Adversary("linf", 8 / 255, steps=1)),
     ),
     attack=BIM(eps=40 / 255, steps=10),
     test_images=200,
     validation_images=50,
     accuracy_images=500,
     seeds=(0,),
-    sharpness=SharpnessProbe(images=32),
+    pilots=(100,),
+    sharpness=Sharpness(images=32),
     sharp_every=3,
-    robustness=RobustnessProbe(images=100, budgets=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
-    checks=RobustnessProbe(images=200, budgets=(("l2", 0.25),), steps=5, restarts=1),
+    robustness=Robustness(images=100, balls=(("l2", 0.25), ("l2", 0.5)), steps=5, restarts=1),
     features=FeatureStudy(
-        arch=("cnn", 8),
+        arch=Arch("cnn", 8),
         steps=10,
         tried=(),
         step=0.2,
         adversary=Adversary("l2", 0.5, steps=1),
+        model_epochs=8,
         targeted=5,
-        budgets=(20 / 255,),
+        other_eps=(20 / 255,),
+        check=Robustness(images=200, balls=(("l2", 0.25),), steps=5, restarts=1),
     ),
     rivals=RivalStudy(
         epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, techniques=("MI", "DI", "SGM")
     ),
     rhos=(0.05, 0.2),
-    budgets=(20 / 255,),
+    other_eps=(20 / 255,),
     fine=(0.5,),
     cell_timeout=300,
 )
@@ -328,93 +309,105 @@ SMOKE = Scale(
 LAPTOP = Scale(
     name="laptop",
     data="cifar10",
-    n_train=10_000,
-    surrogates=(("resnet18", 16), ("vgg11", 16)),
-    epochs=18,
+    n_train=12_000,
+    surrogates=(Arch("resnet18", 16, stem=2), Arch("vgg11", 16)),
+    epochs=100,
     lr=0.1,
     batch=128,
-    decays=(6, 9, 12),
-    standard=(6, 12),
-    cycle=6,
-    target_epochs=12,
+    decays=(25, 50, 75),
+    standard=(50, 75),
+    cycle=25,
     targets=(
-        Target("vgg13", 16),
-        Target("cnn", 24),
-        Target("senet18", 12),
-        Target("densenet22", 8),
-        Target("wrn16", 12, "validation"),
-        Target("convmixer", 48, "validation"),
-        Target("vgg13", 16, "robust", Adversary("l2", 0.5, steps=2)),
-        Target("vgg13", 16, "robust", Adversary("linf", 4 / 255, steps=2)),
+        Target(Arch("vgg13", 16), 50),
+        Target(Arch("vgg13", 16), 50, seed=1001),
+        Target(Arch("cnn", 24), 50),
+        Target(Arch("senet18", 16, stem=2), 50),
+        Target(Arch("senet18", 16, stem=2), 50, seed=1001),
+        Target(Arch("densenet22", 12, stem=2), 50),
+        Target(Arch("mobilenetv2", 16, stem=2), 50),
+        Target(Arch("wrn16", 32, stem=2), 50),
+        Target(Arch("vgg11", 16), 50, "validation"),
+        Target(Arch("resnext20", 16, stem=2), 50, "validation"),
+        Target(Arch("vgg13", 16, stem=2), 50, "robust", adversary=Adversary("l2", 0.5, steps=2)),
+        Target(Arch("senet18", 16, stem=2), 50, "robust", adversary=Adversary("linf", 4 / 255, steps=2)),
     ),
     attack=BIM(eps=4 / 255, steps=15),
-    test_images=200,
-    validation_images=56,
-    accuracy_images=1000,
-    seeds=(0, 1, 2),
-    sharpness=SharpnessProbe(images=128),
-    sharp_every=3,
-    robustness=RobustnessProbe(images=200),
-    checks=RobustnessProbe(images=2000, budgets=(("l2", 0.25),)),
+    test_images=1000,
+    validation_images=256,
+    accuracy_images=5000,
+    seeds=(0, 1, 2, 3, 4),
+    pilots=(100, 101),
+    sharpness=Sharpness(images=512),
+    sharp_every=10,
+    robustness=Robustness(images=500),
     features=FeatureStudy(
-        arch=("vgg11", 16),
+        arch=Arch("vgg11", 16),
         steps=20,
         tried=(5, 40),
         step=0.5,
         adversary=Adversary("l2", 0.5, steps=2),
+        model_epochs=50,
         targeted=10,
-        budgets=(2 / 255, 8 / 255),
+        other_eps=(2 / 255, 8 / 255),
+        check=Robustness(images=2000, balls=(("l2", 0.25),)),
         radii=(0.5, 1.0),
     ),
-    rivals=RivalStudy(epochs=6, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.05, 0.1, 0.25)), neighbours=5),
+    rivals=RivalStudy(
+        epochs=10, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.03, 0.05, 0.1, 0.25)), neighbours=5
+    ),
+    rhos=(0.05, 0.1, 0.2, 0.3, 0.4),
+    every=4,
+    fine=(0.25, 0.5, 1.0, 3.0, 4.0, 6.0),
+    judged_after=2.0,
 )
 
 PAPER = Scale(
     name="paper",
     data="cifar10",
     n_train=None,
-    surrogates=(("resnet18", None), ("resnet50", None)),
+    surrogates=(Arch("resnet18"), Arch("resnet50")),
     epochs=150,
     lr=0.1,
     batch=128,
     decays=(50, 75, 100),
     standard=(50, 100),
     cycle=50,
-    target_epochs=60,
     targets=(
-        Target("vgg13", None),
-        Target("vgg19", None),
-        Target("densenet121", None),
-        Target("wrn28", None),
-        Target("resnext29", None),
-        Target("mobilenetv2", None),
-        Target("senet18", None),
-        Target("googlenet", None),
-        Target("resnet101", None),
-        Target("preresnet18", None),
-        Target("cnn", None, "validation"),
-        Target("vgg16", None, "validation"),
-        Target("densenet40", None, "validation"),
-        Target("resnext29", None, "robust", Adversary("l2", 0.5)),
-        Target("resnext29", None, "robust", Adversary("linf", 8 / 255)),
+        Target(Arch("vgg13"), 60),
+        Target(Arch("vgg19"), 60),
+        Target(Arch("densenet121"), 60),
+        Target(Arch("wrn28"), 60),
+        Target(Arch("resnext29"), 60),
+        Target(Arch("mobilenetv2"), 60),
+        Target(Arch("senet18"), 60),
+        Target(Arch("googlenet"), 60),
+        Target(Arch("resnet101"), 60),
+        Target(Arch("preresnet18"), 60),
+        Target(Arch("cnn"), 60, "validation"),
+        Target(Arch("vgg16"), 60, "validation"),
+        Target(Arch("densenet40"), 60, "validation"),
+        Target(Arch("resnext29"), 60, "robust", adversary=Adversary("l2", 0.5)),
+        Target(Arch("resnext29"), 60, "robust", adversary=Adversary("linf", 8 / 255)),
     ),
     attack=BIM(eps=4 / 255, steps=50),
     test_images=2000,
     validation_images=500,
     accuracy_images=10_000,
     seeds=(0, 1, 2),
-    sharpness=SharpnessProbe(images=10_000, tol=1e-3, products=100, probes=15, deflate=15),
+    pilots=(100,),
+    sharpness=Sharpness(images=10_000, tol=1e-3, products=100, probes=15, deflate=15),
     sharp_every=10,
-    robustness=RobustnessProbe(images=2000, steps=20, restarts=5),
-    checks=RobustnessProbe(images=10_000, budgets=(("l2", 0.25),), steps=20, restarts=5),
+    robustness=Robustness(images=2000, steps=20, restarts=5),
     features=FeatureStudy(
-        arch=("resnet50", None),
+        arch=Arch("resnet50"),
         steps=1000,
         tried=(100,),
         step=0.1,
         adversary=Adversary("l2", 0.5, steps=7, step=0.1),
+        model_epochs=60,
         targeted=100,
-        budgets=(2 / 255, 8 / 255, 16 / 255),
+        other_eps=(2 / 255, 8 / 255, 16 / 255),
+        check=Robustness(images=10_000, balls=(("l2", 0.25),), steps=20, restarts=5),
     ),
     rivals=RivalStudy(epochs=10, slight=tuple(Adversary("l2", eps) for eps in (0.03, 0.05, 0.1, 0.2, 0.3, 0.5))),
     rhos=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0),

@@ -119,6 +119,18 @@ class Cyclic:
 Schedule = Step | Cosine | OneCycle | Cyclic
 
 
+def said(schedule: Schedule) -> str:
+    """A schedule in words, such as "decays at 50 and 75".
+
+    >>> said(Step(0.1, (50, 75))), said(Cosine())
+    ('decays at 50 and 75', 'cosine')
+    """
+    if isinstance(schedule, Step):
+        at = " and ".join(f"{m:g}" for m in schedule.milestones)
+        return f"decay{'s' if len(schedule.milestones) > 1 else ''} at {at}" if at else "constant rate"
+    return {"Cosine": "cosine", "OneCycle": "one cycle", "Cyclic": "cyclic"}[type(schedule).__name__]
+
+
 def _warm(t: float, warmup: float) -> float:
     return min(1.0, (t + 1e-3) / warmup) if warmup > 0 else 1.0
 
@@ -356,6 +368,14 @@ class TrainSpec:
         penalty = [f"ir{self.input_penalty:g}"] if self.input_penalty else []
         onwards = [f"{name}-{other.key()[:4]}" for name, other in (("from", self.start), ("as", self.witness)) if other]
         return [*by, *against, *penalty, *onwards, *([self.features.name] if self.features else [])]
+
+    @property
+    def short_name(self) -> str:
+        """What a file of this run is called: architecture, schedule, how it is trained, seed."""
+        arch = f"{self.arch}-{f'w{self.width}' if self.width else 'full'}" + (f"-stem{self.stem}" if self.stem > 1 else "")
+        at = "-".join(f"{m:g}" for m in getattr(self.schedule, "milestones", ()))
+        schedule = f"{type(self.schedule).__name__.lower()}{at}"
+        return "-".join([arch, schedule, *self.traits, f"s{self.seed}"])
 
     def describe(self) -> dict[str, Any]:
         """Every field as JSON data, defaults included: what a record shows its reader."""

@@ -1,0 +1,59 @@
+"""The studies, a module a notebook: what a claim needs measured, how it chooses, how it judges, and what it shows.
+
+Each has one protocol:
+
+- `NOTEBOOK`, and `CLAIMS`, the ids of the claims that it judges;
+- `arms(lab)`: what is measured, by name, stated once;
+- `plan(lab)`: the measurements in the order of their use;
+- `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables, and what figures need.
+
+A study of one's own is such a module, appended to `STUDIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Measurement
+from rfnlib.studies import features, lr_decay, pilots, rfn_gains, sharpness_drop, state_of_the_art
+
+# In the order in which their measurements are made; notebooks have their own.
+STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
+
+
+def plan(lab: Lab) -> list[Measurement]:
+    """Every measurement of `lab`'s scale that is known to be needed, most useful first, each once.
+
+    Targets come first, for nothing is measured without them. A choice that is not possible yet ends the plan of its
+    study there: when the plan is carried out, ask again. Listing never computes.
+    """
+    view, found = lab.replaying(), {}
+    standard_first = sorted(view.scale.targets, key=lambda t: t.role == "robust")
+    wanted = [view.scale.clean(t) for t in standard_first]
+    for study in STUDIES:
+        wanted += _until_unknown(study.plan(view))
+    for m in wanted:  # what two studies need is one measurement
+        key = view.find(m).key
+        found[key] = found[key].of({*found[key].epochs, *m.epochs}) if key in found else m
+    return list(found.values())
+
+
+def of(claim: str) -> ModuleType:
+    """The study that judges `claim`.
+
+    Raises:
+        LookupError: none does.
+    """
+    for study in STUDIES:
+        if claim in study.CLAIMS:
+            return study
+    raise LookupError(f"no study judges {claim!r}; there are {', '.join(c for s in STUDIES for c in s.CLAIMS)}.")
+
+
+def _until_unknown(measurements: Iterator[Measurement]) -> Iterator[Measurement]:
+    try:
+        yield from measurements
+    except MissingRecord:
+        return

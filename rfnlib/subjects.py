@@ -1,0 +1,105 @@
+"""What probes work with: the images of a scale on a device, its targets, and the weights that are measured."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfnlib import data, execution, records, training, transfer
+from rfnlib.keys import stream
+from rfnlib.recipes import Recipe
+from rfnlib.scales import Scale
+from rfnlib.snapshots import Snapshot, weights_digest
+from rfnlib.specs import TrainSpec
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The weights that are measured: those of `spec`'s run after `iteration` steps.
+
+    Attributes:
+        key: names the history behind the weights.
+        weights: a state dict on the CPU.
+        cost: forward-backward passes of a batch up to here, with those of the run that it started from, and the
+            steps that were void.
+        recipe, collected: what is made of the weights (None: their network), from these snapshots of the run.
+    """
+
+    spec: TrainSpec
+    iteration: int
+    per_epoch: int
+    key: str
+    weights: dict[str, Tensor]
+    cost: dict[str, int]
+    recipe: Recipe | None = None
+    collected: Sequence[Snapshot] = ()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the weights themselves."""
+        return weights_digest(self.weights)
+
+
+class Bench:
+    """The images of `scale` on `device`; `targets(role)` gives the scale's targets of a role as networks.
+
+    One fixed order of the test images holds for everything: the attacked test images come first, then the attacked
+    validation images; natural and robust accuracy are taken on the first so many of all of them.
+    """
+
+    def __init__(self, scale: Scale, dataset: data.Dataset, device: str, targets):
+        self.scale, self.dataset, self.how, self.targets = scale, dataset, execution.resolve(device), targets
+        drawn = torch.Generator().manual_seed(stream(0, "images"))
+        self._order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
+        self.attacked = self.test_images(scale.test_images + scale.validation_images)
+        self._measured: tuple[str, dict[str, float]] = ("", {})
+
+    def test_images(self, n: int) -> tuple[Tensor, Tensor]:
+        """The first `n` test images in the fixed order, float (n, C, H, W) in [0, 1], and their labels."""
+        chosen = self._order[:n]
+        return data.to_float(self.dataset.test_images[chosen]), self.dataset.test_labels[chosen]
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (a bench lives as long as its process)
+    def training_batches(self, n: int) -> list[tuple[Tensor, Tensor]]:
+        """The first `n` training images, not augmented, in equal batches."""
+        images, labels = self.dataset.train_images[:n], self.dataset.train_labels[:n]
+        pairs = zip(images.split(even(n, 500)), labels.split(even(n, 500)), strict=True)
+        return [(data.to_float(x), y) for x, y in pairs]
+
+    def network(self, subject: Subject) -> nn.Module:
+        """What `subject` stands for, on the device, in eval mode and frozen."""
+        network = training.network(subject.spec, self.dataset)
+        network.load_state_dict(subject.weights)
+        network = self.how.place(network).requires_grad_(False).eval()
+        if subject.recipe is None:
+            return network
+        parts = self.dataset.train_images.split(500)
+        made = subject.recipe(network, subject.collected, (data.to_float(x) for x in parts))
+        return self.how.place(made).requires_grad_(False).eval()
+
+    def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float]:
+        """Natural accuracy, and accuracy and mean cross-entropy on all training images, not augmented."""
+        named = f"{subject.digest} {subject.recipe}"
+        if self._measured[0] != named:
+            images, labels = self.test_images(self.scale.accuracy_images)
+            loss, right = 0.0, 0
+            for x, y in zip(self.dataset.train_images.split(500), self.dataset.train_labels.split(500), strict=True):
+                with torch.no_grad():
+                    logits = model(data.to_float(x)).float()
+                loss += float(F.cross_entropy(logits, y, reduction="sum"))
+                right += int((logits.argmax(1) == y).sum())
+            n = len(self.dataset.train_labels)
+            found = {"accuracy": round(float((transfer.predict(model, images) == labels).float().mean()), 4),
+                     "train_accuracy": round(right / n, 4), "train_loss": records.rounded(loss / n)}  # fmt: skip
+            self._measured = (named, found)
+        return self._measured[1]
+
+
+def even(n: int, most: int) -> int:
+    """The size of equal batches of at most `most`: one shape, so one compiled graph."""
+    return -(-n // -(-n // most))

@@ -1,0 +1,75 @@
+"""Released weights: networks in half precision, small enough to be committed, and named by the digest of what they are.
+
+A target is trained once, rounded, and put here; everything is measured after rounding, so that records are about these
+very weights wherever they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from rfnlib.files import write_atomic
+from rfnlib.keys import canonical
+from rfnlib.snapshots import DamagedSnapshot, read_checked, weights_digest
+from rfnlib.specs import TrainSpec
+
+Weights = dict[str, Tensor]
+
+
+def rounded(weights: Weights) -> Weights:
+    """Floating-point weights to half precision and back to float32; whatever half cannot hold stays as it is.
+
+    Raises:
+        ValueError: a weight beyond half precision's range (65,504).
+    """
+    found = {}
+    for name, value in weights.items():
+        half = value.half() if value.is_floating_point() else value
+        if not half.isfinite().all():
+            raise ValueError(f"{name} has values beyond half precision's range; it cannot be released.")
+        found[name] = half.to(value.dtype)
+    return found
+
+
+def obtain(folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]]) -> tuple[Weights, dict]:
+    """The released weights of `spec`'s last network in float32, and what its file says about them.
+
+    Args:
+        trained: gives weights and facts about them where nothing is released; they are rounded and written.
+
+    Raises:
+        DamagedSnapshot: the file was altered since it was written.
+    """
+    path = folder / f"{spec.short_name}-{spec.key()}.safetensors"
+    if not path.exists():
+        weights, about = trained()
+        write(path, weights, {**about, "spec": canonical(spec)})
+    return read(path)
+
+
+def write(path: Path, weights: Weights, about: dict[str, Any]) -> None:
+    """Write `weights`, rounded, to `path`, with `about` (JSON data) and their digest."""
+    kept = rounded(weights)
+    halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in kept.items()}
+    meta = {"rfnlib": json.dumps({**about, "digest": weights_digest(kept)}, sort_keys=True)}
+    write_atomic(path, save(halves, meta))
+
+
+def read(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """The weights at `path` in float32, and what the file says about them.
+
+    Raises:
+        DamagedSnapshot: it was altered since it was written.
+    """
+    halves, about = read_checked(path)
+    weights = {k: v.to(torch.float32) if v.dtype == torch.float16 else v for k, v in halves.items()}
+    if weights_digest(weights) != about.get("digest"):
+        raise DamagedSnapshot(f"{path.name} was altered since it was written; restore it, or delete it to train it again.")
+    return weights, about
