@@ -1,0 +1,138 @@
+"""What all figures share: size, type, one colour and one marker a method, curves with intervals; and `show`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+from rfnlib import paths
+from rfnlib.intervals import Estimate
+
+WIDTH = 8.0  # inches: a page's column, at 110 pixels an inch
+PIXELS_PER_INCH = 110  # as shown; files hold twice as many
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "figure.dpi": PIXELS_PER_INCH,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 2 * PIXELS_PER_INCH,
+    "pdf.fonttype": 42,
+    "text.usetex": False,
+}
+PALETTE = sns.color_palette("colorblind")
+GREY = "0.45"
+# One colour and one marker a method, everywhere; the names of arms begin with these.
+KINDS: dict[str, tuple[Any, str]] = {
+    "constant": (GREY, "o"),
+    "decay": (PALETTE[0], "s"),
+    "cosine": (PALETTE[2], "^"),
+    "cyclic": (PALETTE[1], "D"),
+    "SGD": (PALETTE[0], "s"),
+    "SAM": (PALETTE[4], "v"),
+    "RFN": (PALETTE[3], "P"),
+}
+
+
+def kind(name: str) -> tuple[Any, str]:
+    """Colour and marker of the arm called `name`, such as "decay at 50" or "RFN, ρ 0.3"; grey for the others.
+
+    >>> kind("SAM, ρ 0.05") == kind("SAM")
+    True
+    """
+    return KINDS.get(name.replace(",", " ").split()[0], (GREY, "o"))
+
+
+def shades(n: int, of: str = "decay") -> list[Any]:
+    """`n` shades of the colour of a kind, full first, for members of one family such as decays at several epochs."""
+    colour = np.array(KINDS[of][0])
+    return [tuple(1 - a * (1 - colour)) for a in np.linspace(1.0, 0.4, n)]
+
+
+def styled() -> Any:
+    """A context in which figures are drawn: `with style.styled():`."""
+    return plt.rc_context(STYLE)
+
+
+def show(figure: Figure, name: str, alt: str) -> None:
+    """Write `figure` to the figures' folder as PNG and PDF, byte-stable, and display it.
+
+    Args:
+        name: of the files, without an ending.
+        alt: what the figure shows, in words, for those who do not see it. It goes into the PNG, into the metadata of
+            the output, and stands for the figure where only text is shown.
+    """
+    folder = paths.figures_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with styled():
+        figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": alt})
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+    width, height = (round(PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
+    shown = {"alt": alt, "width": width, "height": height}
+    display({"image/png": png, "text/plain": alt}, metadata={"image/png": shown}, raw=True)
+    plt.close(figure)
+
+
+def curve(
+    axis: Axes,
+    epochs: Sequence[float],
+    rates: Sequence[Estimate],
+    colour: Any,
+    marker: str | None = None,
+    factor: float = 100,
+    **line: Any,
+) -> None:
+    """A line through the values of `rates`, times `factor`, and a band over their intervals."""
+    middle, low, high = (factor * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
+    axis.plot(epochs, middle, color=colour, marker=marker, **line)
+    axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def whisker(axis: Axes, at: Estimate, y: float, colour: Any, marker: str = "o", factor: float = 100) -> None:
+    """A marker at the value of `at`, times `factor`, in row `y`, with a horizontal bar over its interval."""
+    error = [[factor * (at.value - at.low)], [factor * (at.high - at.value)]]
+    axis.errorbar(factor * at.value, y, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2.5, linewidth=1.2)
+
+
+def decays(axis: Axes, epochs: Iterable[float]) -> None:
+    """Dotted lines where the learning rate decays."""
+    for epoch in epochs:
+        axis.axvline(epoch, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+
+
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic y axis whose ticks are plain numbers, few decades or many, and never fewer than two of them."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high / low < 2.5:  # two neighbours among the fine ticks are never further apart than this
+        low, high = (np.sqrt(low * high) * r for r in (2.5**-0.5, 2.5**0.5))
+        axis.set_ylim(low, high)
+    fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.yaxis.set_major_locator(LogLocator(subs=fine if high / low < 10 else (1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,195 @@
+"""Values in words and units, the same in every table and headline.
+
+Shares of images are in per cent and differences of shares in points, both with one decimal; an estimate never stands
+without its interval. `MISSING` says that there is no value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp, isfinite
+from typing import Any
+
+from rfnlib.attacks import IterativeAttack
+from rfnlib.intervals import Estimate
+from rfnlib.specs import Cosine, Cyclic, Minimizer, Schedule, Step
+
+MISSING = "not measured"
+TECHNIQUES = {
+    "momentum": "momentum",
+    "nesterov": "Nesterov",
+    "views": "views",
+    "around": "gradients around",
+    "variance": "variance tuning",
+    "smoothing": "smoothing",
+    "loss": "loss",
+}
+SYMBOLS = {"alpha": "α", "lam": "λ", "steps": "k"}
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign; the minus is as wide as the plus, and nothing has the sign of zero.
+
+    >>> signed(3.14), signed(-0.5), signed(-0.04)
+    ('+3.1', '−0.5', '0.0')
+    """
+    rounded = round(float(value), digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def percent(share: Estimate | float | None) -> str:
+    """A share of images, in per cent.
+
+    >>> percent(0.641), percent(Estimate(0.641, 0.62, 0.662, 5, 500)), percent(None)
+    ('64.1 %', '64.1 % (62.0 to 66.2)', 'not measured')
+    """
+    if share is None:
+        return MISSING
+    if not isinstance(share, Estimate):
+        return f"{100 * share:.1f} %"
+    return f"{100 * share.value:.1f} % {_bounds(share, lambda x: f'{100 * x:.1f}'.replace('-', '−'))}"
+
+
+def points(difference: Estimate | float | None) -> str:
+    """A difference of two shares, in points of per cent.
+
+    >>> points(Estimate(0.049, 0.024, 0.074, 5, 500)), points(-0.012)
+    ('+4.9 (+2.4 to +7.4)', '−1.2')
+    """
+    if difference is None:
+        return MISSING
+    if not isinstance(difference, Estimate):
+        return signed(100 * difference)
+    return f"{signed(100 * difference.value)} {_bounds(difference, lambda x: signed(100 * x))}"
+
+
+def factor(log: Estimate | float | None) -> str:
+    """What a difference of natural logarithms is as a factor.
+
+    >>> factor(Estimate(0.0, -0.6931, 0.6931, 5, 0))
+    '×1.00 (0.50 to 2.00)'
+    """
+    if log is None:
+        return MISSING
+    if not isinstance(log, Estimate):
+        return f"×{exp(log):.2f}"
+    return f"×{exp(log.value):.2f} {_bounds(log, lambda x: f'{exp(x):.2f}')}"
+
+
+def number(value: float | None) -> str:
+    """A positive number with three significant digits, thousands set apart.
+
+    >>> number(1234.5), number(56.78), number(0.8752), number(float("nan"))
+    ('1,230', '56.8', '0.875', 'not measured')
+    """
+    if value is None or not isfinite(value):
+        return MISSING
+    return f"{float(f'{value:.3g}'):,g}" if value >= 100 else f"{value:#.3g}"
+
+
+def count(n: int, thing: str) -> str:
+    """Such as "1 seed" or "3 seeds".
+
+    >>> count(1, "seed"), count(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def listed(things: Sequence[Any]) -> str:
+    """Things in a row.
+
+    >>> listed([25, 50, 75]), listed(["λ₁"])
+    ('25, 50 and 75', 'λ₁')
+    """
+    *some, last = (f"{t:g}" if isinstance(t, float) else str(t) for t in things)
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def signs(found: Mapping[str, Estimate], up: str = "above", down: str = "below", shown: Any = points) -> str:
+    """How many of several differences are above and below 0, how many of them surely at 95 %, and the smallest.
+
+    >>> signs({"decay at 25": Estimate(0.02, -0.01, 0.05, 5, 9), "decay at 50": Estimate(0.04, 0.01, 0.07, 5, 9)})
+    '2 of 2 above 0 (1 at 95 %); smallest: decay at 25, +2.0 (−1.0 to +5.0)'
+    """
+    above, surely = sum(e.value > 0 for e in found.values()), sum(e.low > 0 for e in found.values())
+    below, sure_below = sum(e.value < 0 for e in found.values()), sum(e.high < 0 for e in found.values())
+    said = [f"{above} of {len(found)} {up} 0 ({surely} at 95 %)"]
+    said += [f"{below} {down} 0 ({sure_below} at 95 %)"] if below else []
+    least = min(found, key=lambda name: found[name].value)
+    return f"{', '.join(said)}; smallest: {least}, {shown(found[least])}"
+
+
+def attack(a: IterativeAttack) -> str:
+    """An attack.
+
+    >>> attack(IterativeAttack(eps=4 / 255, steps=15))
+    'BIM, ε 4/255, 15 steps of 0.4/255'
+    >>> attack(IterativeAttack(eps=0.5, step=0.1, steps=1, norm="l2"))
+    'FGSM in l2, ε 0.5'
+    """
+    name = "PGD" if a.random_start else "FGSM" if a.steps == 1 else "BIM"
+    said = [f"{'targeted ' if a.targeted else ''}{name}{'' if a.norm == 'linf' else f' in {a.norm}'}"]
+    said += [f"ε {length(a.radius, a.norm)}"]
+    said += [] if name == "FGSM" else [f"{a.steps} steps of {length(a.step_size, a.norm)}"]
+    for name, word in TECHNIQUES.items():
+        value = getattr(a, name)
+        if value != type(a).__dataclass_fields__[name].default:
+            said.append(word if value is True else f"{word} {_part(value)}")
+    return ", ".join(said)
+
+
+def length(value: float, norm: str = "linf") -> str:
+    """A length of a perturbation: of a pixel, in grey levels, or of the whole image.
+
+    >>> length(4 / 255), length(0.5, "l2")
+    ('4/255', '0.5')
+    """
+    return f"{255 * value:.3g}/255" if norm == "linf" else f"{value:.3g}"
+
+
+def minimizer(m: Minimizer | None) -> str:
+    """A minimizer with its settings.
+
+    >>> minimizer(None), minimizer(Minimizer("SAM", 0.2)), minimizer(Minimizer("GSAM", 0.1, options=(("alpha", 0.4),)))
+    ('SGD', 'SAM, ρ 0.2', 'GSAM, ρ 0.1, α 0.4')
+    """
+    if m is None:
+        return "SGD"
+    said = [m.method, *([f"ρ {m.rho:g}"] if m.rho else [])]
+    said += [f"ρ rising over {count(int(m.warmup), 'epoch')}"] if m.warmup else []
+    said += [f"weights averaged from epoch {m.average_from:g} on"] if m.average_from is not None else []
+    return ", ".join([*said, *(f"{SYMBOLS.get(name, name.replace('_', ' '))} {_part(v)}" for name, v in m.options)])
+
+
+def schedule(s: Schedule) -> str:
+    """A schedule of the learning rate.
+
+    >>> schedule(Step(0.1)), schedule(Step(0.1, (50, 75))), schedule(Cosine(0.1)), schedule(Cyclic(0.1, 25))
+    ('0.1 throughout', '0.1, times 0.1 at epochs 50 and 75', '0.1 to 0 by half a cosine', 'half a cosine from 0.1 to 0 every 25 epochs')
+    """  # noqa: E501
+    warm = f", after {s.warmup:g} epochs of warm-up" if getattr(s, "warmup", 0) else ""
+    if isinstance(s, Step):
+        at = (
+            f"epoch{'s' if len(s.milestones) > 1 else ''} {listed([f'{m:g}' for m in s.milestones])}"
+            if s.milestones
+            else ""
+        )
+        return f"{s.lr:g}{f', times {s.gamma:g} at {at}' if at else ' throughout'}{warm}"
+    if isinstance(s, Cosine):
+        return f"{s.lr:g} to {s.final:g} by half a cosine{warm}"
+    if isinstance(s, Cyclic):
+        return f"half a cosine from {s.lr:g} to {s.low:g} every {s.period:g} epochs"
+    return f"one cycle: {s.lr / s.start:g} to {s.lr:g} at {s.peak:.0%} of the run, then to 0"
+
+
+def _bounds(e: Estimate, shown: Any) -> str:
+    return f"({shown(e.low)} to {shown(e.high)})" if isfinite(e.high - e.low) else "(one seed: no interval)"
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, tuple):
+        return listed([_part(v) for v in value])
+    if isinstance(value, (int, float, str)):
+        return str(value) if isinstance(value, str) else f"{value:g}"
+    return getattr(value, "__name__", type(value).__name__)
