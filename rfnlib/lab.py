@@ -149,7 +149,8 @@ class Lab:
         if not made:
             return f"{self.scale.name} scale: nothing is recorded"
         days, on = sorted({m["date"] for m in made}), ", ".join(sorted({m["hardware"] for m in made}))
-        return f"{self.scale.name} scale: {len(self.records)} records, computed on {on}, {days[0]} to {days[-1]}"
+        when = " to ".join(dict.fromkeys((days[0], days[-1])))
+        return f"{self.scale.name} scale: {len(self.records)} records, computed on {on}, {when}"
 
     # --- one measurement ---------------------------------------------------------------------------
 
@@ -182,12 +183,14 @@ class Lab:
 
     def rows(self, m: Measurement) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Compute what is missing of `m`: each row, and who made it. Nothing is written: see `add`."""
-        self._shared(m)
-        missing = self.missing(m)
-        if not missing:
+        if not self.missing(m):
             return
         per_epoch = training.steps_per_epoch(m.spec, self.dataset(m.spec.features))
-        for subject in self._subjects(m, missing):
+        shared = self._shared(m, per_epoch)
+        for row, made in shared.values():
+            yield {**{k: v for k, v in row.items() if k != "made"}, "per_epoch": per_epoch}, made
+        missing = [e for e in self.missing(m) if e not in shared]
+        for subject in self._subjects(m, missing) if missing else ():
             start = time.monotonic()
             row = {
                 "epoch": round(subject.iteration / per_epoch, 4),
@@ -209,17 +212,21 @@ class Lab:
         record.add(row, made)
         self.records[record.key] = records.write(record, self.folder)
 
-    def _shared(self, m: Measurement) -> None:
-        """Take over rows of other runs that were the same networks at these steps."""
+    def _shared(self, m: Measurement, per_epoch: int) -> dict[float, tuple[Row, dict[str, Any]]]:
+        """Rows of other runs that were the same networks at epochs missing of `m`, and who made them."""
         record = self.find(m)
-        of = {o.spec: o for o in self.records.values() if o.kind == record.kind and o.settings == record.settings}
-        for e in self.missing(m):
-            for other in of.values():
-                row = other.at(e)
-                if row and m.spec.shares_history(other.spec, row["iteration"], row["per_epoch"]):
-                    made = other.provenance[row["made"]]
-                    self.add(m, {k: v for k, v in row.items() if k != "made"}, made)
-                    break
+        known = {
+            row["snapshot"]: (row, other.provenance[row["made"]])
+            for other in self.records.values()
+            if other.kind == record.kind and other.settings == record.settings
+            for row in other.rows
+        }
+        histories = {e: self._history(m.spec, max(1, round(e * per_epoch)), per_epoch) for e in self.missing(m)}
+        return {e: known[history] for e, history in histories.items() if history in known}
+
+    def _history(self, spec: TrainSpec, iteration: int, per_epoch: int) -> str:
+        """The key of the history behind the weights after `iteration` steps of `spec`."""
+        return spec.history_key(iteration, per_epoch)
 
     def _subjects(self, m: Measurement, epochs: Iterable[float]) -> Iterator[Subject]:
         """The weights that `m` asks for, trained if need be."""
