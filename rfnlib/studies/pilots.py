@@ -1,0 +1,305 @@
+"""Pilot seeds: the gates that a scale must pass, and every choice. They judge nothing, and judged seeds choose nothing.
+
+A gate looks at training, never at a difference between methods. A choice is the candidate with the most success on
+*validation* images and *validation* targets, mean over the pilot seeds; hits on test images are read by nothing here.
+Both are made once, for all judged seeds, before the first of them is trained: see `PREREGISTRATION.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rfnlib.claims import Gate
+from rfnlib.curves import TransferCurve
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.recipes import Collected
+from rfnlib.scales import Arch, Scale
+from rfnlib.specs import AVERAGING, Adversary, Minimizer, Step, TrainSpec
+
+NOTEBOOK = ""
+CLAIMS = ()
+
+# The gates' thresholds; success and accuracies in [0, 1].
+PLATEAU = 0.01  # change of success an epoch, at a constant rate, over a tenth of the run before the first judged decay
+FIT = 0.95  # training accuracy of SGD at its end, at least
+STILL = 0.02  # change of natural accuracy over the last quarter
+ENOUGH = (0.15, 0.85)  # success of SGD at its end
+
+RIVALS = ("LGV", "SAT")  # the better of them, on pilots, is whom claim C7 compares RFN with
+
+
+# --- training runs, as pilots and judged seeds have them ----------------------------------------------
+
+
+def sam(scale: Scale, rho: float, seed: int, arch: Arch | None = None) -> TrainSpec:
+    """SAM with radius `rho` under the standard schedule; with a large one it is RFN."""
+    return scale.flat(Minimizer("SAM", rho), seed, arch)
+
+
+def minimizers(scale: Scale) -> dict[str, Minimizer]:
+    """The seven minimizers of claim C5 at their usual settings; those that average weights begin halfway."""
+    usual = {"SAM": scale.rhos[0], "ASAM": 0.5, "GSAM": 0.05, "LookSAM": 0.1, "GAM": 0.2, "WASAM": 0.05, "SWA": 0.0}
+    half = float(scale.epochs // 2)
+    return {m: Minimizer(m, rho, average_from=half if m in AVERAGING else None) for m, rho in usual.items()}
+
+
+def slight(scale: Scale, adversary: Adversary, seed: int) -> TrainSpec:
+    """Slight adversarial training, SAT (Springer et al. 2021), under the standard schedule."""
+    return replace(scale.flat(None, seed), adversary=adversary)
+
+
+def lgv(scale: Scale, seed: int) -> TrainSpec:
+    """The run whose weights LGV collects (Gubri et al. 2022): from SGD's end, at half its first rate, which stays."""
+    end = scale.flat(None, seed)
+    return replace(end, schedule=Step(scale.lr / 2), epochs=scale.rivals.epochs, start=end, weight_decay=1e-4)
+
+
+# --- arms -----------------------------------------------------------------------------------------------
+
+
+def late(scale: Scale) -> float:
+    """The epoch at which the last quarter of a surrogate's training begins."""
+    return 0.75 * scale.end
+
+
+def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
+    """What the gates and the choices of ρ and of the stopping epoch rest on: SGD, and SAM over the grid of ρ.
+
+    Args:
+        arch: None: the architecture that claims are judged on, with every pilot seed; else another, with the first.
+    """
+    scale = lab.scale
+    seeds = scale.pilots if arch in (None, scale.surrogates[0]) else scale.pilots[:1]
+    standard = [scale.flat(None, seed, arch) for seed in seeds]
+    along = At(scale.transfer, (*scale.attacked_at(standard[0].schedule), late(scale)))
+    found = [Arm("SGD", standard, along)]
+    if seeds == scale.pilots:
+        constant = [scale.surrogate(Step(scale.lr), seed) for seed in seeds]
+        before = [e for e in scale.attacked_at(constant[0].schedule) if e <= min(scale.decays)]
+        found.append(Arm("constant", constant, At(scale.transfer, tuple(before))))
+    at_end = At(scale.transfer, (late(scale), scale.end))
+    found += [Arm(f"ρ = {rho:g}", [sam(scale, rho, s, arch) for s in seeds], at_end) for rho in scale.rhos]
+    return {arm.name: arm for arm in found}
+
+
+def later_arms(lab: Lab) -> dict[str, Arm]:
+    """What the other choices rest on: SAT over its grid and LGV, every pilot seed; the other minimizers, the first."""
+    scale, seeds = lab.scale, lab.scale.pilots
+    at_end = At(scale.transfer, (scale.end,))
+    found = [Arm(_sat(a), [slight(scale, a, seed) for seed in seeds], at_end) for a in scale.rivals.slight]
+    last, recipe = (float(scale.rivals.epochs),), Collected(per_epoch=scale.rivals.per_epoch)
+    found.append(Arm("LGV", [lgv(scale, seed) for seed in seeds], At(scale.transfer, last, recipe)))
+    others = {name: m for name, m in minimizers(scale).items() if name != "SAM"}
+    found += [Arm(name, [scale.flat(m, seeds[0])], at_end) for name, m in others.items()]
+    return {arm.name: arm for arm in found}
+
+
+def plan(lab: Lab) -> Iterator[Measurement]:
+    """SGD and the grid of ρ on the first architecture: what the gates read. The rest is `later`."""
+    yield from by_seed(arms(lab).values())
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """What the other choices need, then those of the other architectures."""
+    yield from by_seed(later_arms(lab).values())
+    for arch in lab.scale.surrogates[1:]:
+        yield from by_seed(arms(lab, arch).values())
+
+
+# --- choices --------------------------------------------------------------------------------------------
+# In replay each raises MissingRecord while what it rests on is not complete.
+
+
+def stopping_epoch(lab: Lab, arch: Arch | None = None) -> float:
+    """When to stop SGD early: the attacked epoch with the most success."""
+    seen = _validated(lab, arms(lab, arch)["SGD"])
+    return max(seen.epochs, key=lambda e: seen.at(e).value)
+
+
+def by_rho(lab: Lab, arch: Arch | None = None) -> dict[float, float]:
+    """Success at the end of training, by ρ."""
+    found = arms(lab, arch)
+    return {rho: _at_end(lab, found[f"ρ = {rho:g}"]) for rho in lab.scale.rhos}
+
+
+def chosen_rho(lab: Lab, arch: Arch | None = None) -> float:
+    """RFN's ρ: of the radii above SAM's, the one with the most success at the end of training."""
+    success = by_rho(lab, arch)
+    return max(lab.scale.rhos[1:], key=success.get)
+
+
+def chosen_slight(lab: Lab) -> Adversary:
+    """SAT's adversary: the candidate with the most success at the end of training."""
+    success = _by_adversary(lab)
+    return max(success, key=success.get)
+
+
+def best_minimizer(lab: Lab) -> str:
+    """The minimizer other than SAM with the most success at the end of training, on the first pilot seed."""
+    found = later_arms(lab)
+    return max((m for m in minimizers(lab.scale) if m != "SAM"), key=lambda m: _at_end(lab, found[m]))
+
+
+def best_rival(lab: Lab) -> str:
+    """The better of `RIVALS`; SAT with its chosen adversary."""
+    success = {"LGV": _at_end(lab, later_arms(lab)["LGV"]), "SAT": max(_by_adversary(lab).values())}
+    return max(RIVALS, key=success.get)
+
+
+def _sat(adversary: Adversary) -> str:
+    return f"SAT ε = {adversary.eps:g}"
+
+
+def _by_adversary(lab: Lab) -> dict[Adversary, float]:
+    found = later_arms(lab)
+    return {adversary: _at_end(lab, found[_sat(adversary)]) for adversary in lab.scale.rivals.slight}
+
+
+def _validated(lab: Lab, arm: Arm) -> TransferCurve:
+    return lab.read(arm, role="validation")
+
+
+def _at_end(lab: Lab, arm: Arm) -> float:
+    seen = _validated(lab, arm)
+    return seen.at(seen.end).value
+
+
+# --- gates ----------------------------------------------------------------------------------------------
+
+
+def plateau(lab: Lab) -> Gate:
+    """At a constant rate success stands still over a tenth of the run before the first judged decay.
+
+    Its slope by least squares over the attacked epochs from there on, and the one before if there is no other.
+    """
+    seen = _validated(lab, arms(lab)["constant"])
+    begin = min(lab.scale.decays) - lab.scale.end / 10
+    within = max(2, sum(e >= begin for e in seen.epochs))
+    return plateau_of(seen.epochs[-within:], [seen.at(e).value for e in seen.epochs[-within:]])
+
+
+def plateau_of(epochs: Sequence[float], success: Sequence[float]) -> Gate:
+    """The gate's judgement of these rates at these epochs."""
+    if len(epochs) < 2:
+        return Gate("plateau", False, f"attacked at epoch {epochs[0]:g} alone before the first judged decay")
+    slope = float(np.polyfit(epochs, success, 1)[0])
+    between = f"from epoch {epochs[0]:g} to {epochs[-1]:g}"
+    figure = f"{100 * slope:+.2f} points an epoch {between} (less than {100 * PLATEAU:g})"
+    return Gate("plateau", abs(slope) < PLATEAU, figure)
+
+
+def fit(lab: Lab) -> Gate:
+    """SGD fits its training images, un-augmented, at its end."""
+    seen = _validated(lab, arms(lab)["SGD"])
+    reached = float(seen.training[:, seen.index(seen.end)].mean())
+    return Gate("fit", reached >= FIT, f"training accuracy {reached:.1%} (at least {FIT:.0%})")
+
+
+def long_enough(lab: Lab) -> Gate:
+    """Natural accuracy of SGD stands still over the last quarter."""
+    return _still("long enough, SGD", {"SGD": settled(lab, _validated(lab, arms(lab)["SGD"]))})
+
+
+def flat_long_enough(lab: Lab) -> Gate:
+    """So does that of SAM at each ρ up to the chosen one."""
+    found = arms(lab)
+    judged = [f"ρ = {rho:g}" for rho in lab.scale.rhos if rho <= chosen_rho(lab)]
+    return _still("long enough, SAM", {name: settled(lab, _validated(lab, found[name])) for name in judged})
+
+
+def settled(lab: Lab, seen: TransferCurve) -> float:
+    """The change of natural accuracy over the last quarter of training, mean over seeds."""
+    return float((seen.accuracy[:, seen.index(seen.end)] - seen.accuracy[:, seen.index(late(lab.scale))]).mean())
+
+
+def _still(name: str, changes: dict[str, float]) -> Gate:
+    worst = max(changes, key=lambda arm: abs(changes[arm]))
+    at = f"natural accuracy {100 * changes[worst]:+.1f} points over the last quarter"
+    most = "" if len(changes) == 1 else f", most at {worst}"
+    return Gate(name, abs(changes[worst]) < STILL, f"{at}{most} (less than {100 * STILL:g})")
+
+
+def enough(lab: Lab) -> Gate:
+    """SGD at its end succeeds neither too seldom nor too often for differences to show."""
+    rate, (low, high) = _at_end(lab, arms(lab)["SGD"]), ENOUGH
+    return Gate("enough", low <= rate <= high, f"success of SGD {rate:.1%} ({low:.0%} to {high:.0%})")
+
+
+def rho_bracketed(lab: Lab) -> Gate:
+    """The most successful ρ is not at an edge of its grid."""
+    return bracketed("ρ bracketed", "ρ", by_rho(lab))
+
+
+def eps_bracketed(lab: Lab) -> Gate:
+    """Neither is the ε of SAT."""
+    return bracketed("ε bracketed", "ε", {a.eps: rate for a, rate in _by_adversary(lab).items()})
+
+
+def bracketed(name: str, letter: str, success: dict[float, float]) -> Gate:
+    """Whether the most successful of a grid's values is inside it."""
+    best, grid = max(success, key=success.get), sorted(success)
+    of = ", ".join(f"{x:g}" for x in grid)
+    return Gate(name, grid[0] < best < grid[-1], f"most success at {letter} = {best:g} of {of} (not at an edge)")
+
+
+TRAINED = (plateau, fit, long_enough, enough)
+FLAT = (*TRAINED, flat_long_enough, rho_bracketed)
+GATES: dict[str, tuple[Callable[[Lab], Gate], ...]] = {
+    **dict.fromkeys(("C1", "C2", "C3"), TRAINED),
+    **dict.fromkeys(("C4", "C5", "C6", "C8"), FLAT),
+    "C7": (*FLAT, eps_bracketed),
+}
+
+
+def gates(lab: Lab, claim: str = "C7") -> list[Gate]:
+    """The gates that must be passed before `claim` is judged; those of C7 are all that there are.
+
+    Raises:
+        MissingRecord: in replay, what a gate looks at is not complete.
+    """
+    return [gate(lab) for gate in GATES[claim]]
+
+
+# --- for readers ----------------------------------------------------------------------------------------
+
+
+def gate_table(lab: Lab) -> pd.DataFrame:
+    """A row a gate: its figure, whether it is passed, and the claims that ask for it."""
+    rows = {}
+    for gate in GATES["C7"]:
+        asked = ", ".join(sorted(claim for claim, of in GATES.items() if gate in of))
+        name = gate.__name__.replace("_", " ")
+        try:
+            found = gate(lab)
+            rows[found.name] = {"found": found.figure, "passed": "yes" if found.passed else "no", "claims": asked}
+        except MissingRecord:
+            rows[name] = {"found": "not recorded yet", "passed": "", "claims": asked}
+    return pd.DataFrame(rows).T.rename_axis("gate")
+
+
+def choice_table(lab: Lab) -> pd.DataFrame:
+    """A row a choice that is made on pilot seeds, as far as it can be made."""
+    choices: dict[str, Callable[[], Any]] = {
+        "epoch at which SGD is stopped early": lambda: f"{stopping_epoch(lab):g} of {lab.scale.epochs}",
+        "ρ of RFN": lambda: f"{chosen_rho(lab):g}",
+        "ε of SAT (l2)": lambda: f"{chosen_slight(lab).eps:g}",
+        "the best minimizer besides SAM": lambda: best_minimizer(lab),
+        "the better of LGV and SAT": lambda: best_rival(lab),
+    }
+    for arch in lab.scale.surrogates[1:]:
+        choices[f"{arch.label}: stopping epoch"] = lambda arch=arch: f"{stopping_epoch(lab, arch):g}"
+        choices[f"{arch.label}: ρ of RFN"] = lambda arch=arch: f"{chosen_rho(lab, arch):g}"
+
+    def made(choose: Callable[[], str]) -> str:
+        try:
+            return choose()
+        except MissingRecord:
+            return "not possible yet"
+
+    return pd.DataFrame({"chosen": {name: made(choose) for name, choose in choices.items()}}).rename_axis("choice")

@@ -1,0 +1,83 @@
+"""Curves that no network made, for tests of what studies conclude from curves.
+
+`FakeLab` stands for a lab whose success rates and accuracies are functions of the arm and the epoch, so that a
+test can say what is true and see whether the study finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rfnlib.curves import TransferCurve
+from rfnlib.lab import MissingRecord
+from rfnlib.measurements import Arm
+from rfnlib.scales import Scale
+from rfnlib.transfer import Hits
+
+Rate = Callable[[str, float], float]
+
+
+def curve(
+    arm: Arm,
+    success: Callable[[float], float],
+    accuracy: Callable[[float], float] = lambda e: 0.8,
+    training: float = 0.97,
+    images: int = 400,
+    targets: int = 3,
+    seed_sd: float = 0.0,
+) -> TransferCurve:
+    """The curve of `arm` if its success at an epoch were `success(epoch)`, the more so by seed as `seed_sd` says.
+
+    Image i is fooled where its difficulty, the same in every curve, is below the rate: as with networks, mostly the
+    same images are fooled by similar surrogates.
+    """
+    (epochs,), specs = {at.epochs for at in arm.asked[:1]}, arm.specs
+    difficulty = np.random.default_rng(1).permutation((np.arange(images) + 0.5) / images)
+    hits = []
+    for e in epochs:
+        rates = [success(e) + seed_sd * np.random.default_rng([s.seed, len(arm.name)]).normal() for s in specs]
+        # Every target finds other images hard.
+        wrong = [[np.roll(difficulty, 7 * t) < rate for t in range(targets)] for rate in rates]
+        shape = (len(specs), images)
+        hits.append(Hits(np.array(wrong).transpose(0, 2, 1), np.zeros((images, targets), bool), np.zeros(shape, bool)))
+    table = np.array([[accuracy(e) for e in epochs] for _ in specs])
+    passes = np.array([epochs for _ in specs])
+    return TransferCurve(arm.name, specs[0], epochs, tuple(hits), table, np.full(table.shape, training),
+                         np.full(table.shape, 0.1), passes, np.full(table.shape, 1.0))  # fmt: skip
+
+
+@dataclass
+class FakeLab:
+    """As a `Lab` in replay, with all recorded but the arms in `missing`. `roles` are those that were read."""
+
+    scale: Scale
+    success: Rate = lambda name, e: 0.3
+    accuracy: Rate = lambda name, e: 0.8
+    training: Callable[[str], float] = lambda name: 0.97
+    missing: tuple[str, ...] = ()
+    seed_sd: float = 0.0
+    roles: set = field(default_factory=set)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.scale.seeds)
+
+    def complete(self, arm: Arm) -> bool:
+        return arm.name not in self.missing
+
+    def shown(self, arms, needed=()):
+        arms = list(arms.values() if hasattr(arms, "values") else arms)
+        found = {arm.name: arm for arm in arms if self.complete(arm)}
+        if set(needed) - found.keys():
+            raise MissingRecord(f"{set(needed) - found.keys()} is missing")
+        return found
+
+    def read(self, arm: Arm, probe=None, role: str = "test") -> TransferCurve:
+        if not self.complete(arm):
+            raise MissingRecord(f"{arm.name} is missing")
+        self.roles.add(role)
+        return curve(arm, lambda e: self.success(arm.name, e), lambda e: self.accuracy(arm.name, e),
+                     self.training(arm.name), seed_sd=self.seed_sd)  # fmt: skip
