@@ -16,26 +16,26 @@ from torch import Tensor
 from rfnlib import scales, training
 from rfnlib.attacks import BIM
 from rfnlib.data import Dataset
-from rfnlib.scales import Target
+from rfnlib.scales import Arch, Target
 from rfnlib.specs import TrainSpec
 
 TINY = replace(
     scales.SMOKE,
     name="tiny",
     n_train=200,
-    surrogates=(("resnet18", 4),),
+    surrogates=(Arch("resnet18", 4),),
     epochs=3,
     batch=40,
     decays=(1, 2),
     standard=(1, 2),
     cycle=2,
-    target_epochs=6,
-    targets=(Target("cnn", 16, "validation"), Target("cnn", 8), Target("resnet18", 8)),
+    targets=(Target(Arch("cnn", 16), 6, "validation"), Target(Arch("cnn", 8), 6), Target(Arch("resnet18", 8), 6)),
     attack=BIM(eps=32 / 255, steps=3),
     test_images=30,
     validation_images=11,
     accuracy_images=50,
     seeds=(0, 1),
+    pilots=(100,),
     robustness=replace(scales.SMOKE.robustness, images=20),
 )
 
