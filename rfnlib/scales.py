@@ -26,6 +26,16 @@ from rfnlib.specs import (
 
 STANDARD = ("test", "validation")  # the roles of targets that are trained on images as they are
 ROLES = (*STANDARD, "robust")
+CONSTANT = "constant"  # the schedule whose rate stays
+
+
+def decaying(*epochs: float) -> str:
+    """The name of the schedule whose rate decays at `epochs`.
+
+    >>> decaying(25), decaying(50, 75)
+    ('decay at 25', 'decay at 50 and 75')
+    """
+    return f"decay at {' and '.join(f'{e:g}' for e in epochs)}"
 
 
 @dataclass(frozen=True)
@@ -175,12 +185,10 @@ class Scale:
 
     def schedules(self) -> dict[str, Schedule]:
         """The learning-rate schedules that claim C2 is about, by the names its figure uses."""
-        single = {f"decay at {m}": Step(self.lr, (m,)) for m in self.decays}
-        both = " and ".join(map(str, self.standard))
         return {
-            "constant": Step(self.lr),
-            **single,
-            f"decay at {both}": Step(self.lr, self.standard),
+            CONSTANT: Step(self.lr),
+            **{decaying(m): Step(self.lr, (m,)) for m in self.decays},
+            decaying(*self.standard): Step(self.lr, self.standard),
             "cosine": Cosine(self.lr),
             "cyclic": Cyclic(self.lr, self.cycle),
         }

@@ -15,6 +15,15 @@ from rfnlib.intervals import Estimate
 from rfnlib.specs import Cosine, Cyclic, Minimizer, Schedule, Step
 
 MISSING = "not measured"
+ONE_SEED = "(one seed: no interval)"
+MEASURES = {
+    "top": "λ₁",
+    "trace": "trace",
+    "matched": "λ₁ at equal loss",
+    "relative": "relative flatness",
+    "worst_case": "worst case in a ball",
+    "input_gradient": "input-gradient norm",
+}
 TECHNIQUES = {
     "momentum": "momentum",
     "nesterov": "Nesterov",
@@ -40,7 +49,7 @@ def signed(value: float, digits: int = 1) -> str:
 def percent(share: Estimate | float | None) -> str:
     """A share of images, in per cent.
 
-    >>> percent(0.641), percent(Estimate(0.641, 0.62, 0.662, 5, 500)), percent(None)
+    >>> percent(0.641), percent(Estimate(0.641, 0.641, 0.01071, 1e6, 5)), percent(None)
     ('64.1 %', '64.1 % (62.0 to 66.2)', 'not measured')
     """
     if share is None:
@@ -53,7 +62,7 @@ def percent(share: Estimate | float | None) -> str:
 def points(difference: Estimate | float | None) -> str:
     """A difference of two shares, in points of per cent.
 
-    >>> points(Estimate(0.049, 0.024, 0.074, 5, 500)), points(-0.012)
+    >>> points(Estimate(0.049, 0.049, 0.01276, 1e6, 5)), points(-0.012)
     ('+4.9 (+2.4 to +7.4)', '−1.2')
     """
     if difference is None:
@@ -63,10 +72,32 @@ def points(difference: Estimate | float | None) -> str:
     return f"{signed(100 * difference.value)} {_bounds(difference, lambda x: signed(100 * x))}"
 
 
+def against(difference: Estimate) -> str:
+    """A difference of two shares in a sentence, such as "success is … the end of the run".
+
+    >>> against(Estimate(0.049, 0.049, 0.01276, 1e6, 5)), against(Estimate(-0.01, -0.01, 0.01531, 1e6, 5))
+    ('4.9 points (2.4 to 7.4) above', '1.0 points (−2.0 to 4.0) below')
+    """
+    below = difference.value < 0
+    sign = -100 if below else 100
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    bounds = f"{low:.1f} to {high:.1f}".replace("-", "−")
+    return f"{sign * difference.value:.1f} points ({bounds}) {'below' if below else 'above'}"
+
+
+def level(log: Estimate | None) -> str:
+    """A positive quantity whose logarithm is estimated: its geometric mean.
+
+    >>> level(Estimate(5.3, 5.3, 0.1531, 1e6, 5))
+    '200 (148 to 270)'
+    """
+    return MISSING if log is None else f"{number(exp(log.value))} {_bounds(log, lambda x: number(exp(x)))}"
+
+
 def factor(log: Estimate | float | None) -> str:
     """What a difference of natural logarithms is as a factor.
 
-    >>> factor(Estimate(0.0, -0.6931, 0.6931, 5, 0))
+    >>> factor(Estimate(0.0, 0.0, 0.3536, 1e6, 5))
     '×1.00 (0.50 to 2.00)'
     """
     if log is None:
@@ -74,6 +105,18 @@ def factor(log: Estimate | float | None) -> str:
     if not isinstance(log, Estimate):
         return f"×{exp(log):.2f}"
     return f"×{exp(log.value):.2f} {_bounds(log, lambda x: f'{exp(x):.2f}')}"
+
+
+def lower(log: Estimate) -> str:
+    """How far one positive quantity is below another, by the difference of their logarithms, in a sentence.
+
+    >>> lower(Estimate(0.6931, 0.6931, 0.2, 1e6, 5)), lower(Estimate(-0.1, -0.1, 0.2, 1e6, 5))
+    ('lower by the factor 2.00 (1.35 to 2.96)', 'higher by the factor 1.11 (0.75 to 1.64)')
+    """
+    way, sign = ("lower", 1) if log.value >= 0 else ("higher", -1)
+    low, high = sorted((sign * log.low, sign * log.high))
+    bounds = f"({exp(low):.2f} to {exp(high):.2f})" if isfinite(high - low) else ONE_SEED
+    return f"{way} by the factor {exp(sign * log.value):.2f} {bounds}"
 
 
 def number(value: float | None) -> str:
@@ -84,16 +127,16 @@ def number(value: float | None) -> str:
     """
     if value is None or not isfinite(value):
         return MISSING
-    return f"{float(f'{value:.3g}'):,g}" if value >= 100 else f"{value:#.3g}"
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def count(n: int, thing: str) -> str:
+def count(n: float, thing: str) -> str:
     """Such as "1 seed" or "3 seeds".
 
     >>> count(1, "seed"), count(3, "seed")
     ('1 seed', '3 seeds')
     """
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+    return f"{n:,g} {thing}{'' if n == 1 else 's'}"
 
 
 def listed(things: Sequence[Any]) -> str:
@@ -109,7 +152,7 @@ def listed(things: Sequence[Any]) -> str:
 def signs(found: Mapping[str, Estimate], up: str = "above", down: str = "below", shown: Any = points) -> str:
     """How many of several differences are above and below 0, how many of them surely at 95 %, and the smallest.
 
-    >>> signs({"decay at 25": Estimate(0.02, -0.01, 0.05, 5, 9), "decay at 50": Estimate(0.04, 0.01, 0.07, 5, 9)})
+    >>> signs({d: Estimate(x, x, 0.01531, 1e6, 5) for d, x in {"decay at 25": 0.02, "decay at 50": 0.04}.items()})
     '2 of 2 above 0 (1 at 95 %); smallest: decay at 25, +2.0 (−1.0 to +5.0)'
     """
     above, surely = sum(e.value > 0 for e in found.values()), sum(e.low > 0 for e in found.values())
@@ -184,7 +227,7 @@ def schedule(s: Schedule) -> str:
 
 
 def _bounds(e: Estimate, shown: Any) -> str:
-    return f"({shown(e.low)} to {shown(e.high)})" if isfinite(e.high - e.low) else "(one seed: no interval)"
+    return f"({shown(e.low)} to {shown(e.high)})" if isfinite(e.high - e.low) else ONE_SEED
 
 
 def _part(value: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 from rfnlib.intervals import Estimate
 from rfnlib.plots import examples, style
 
-RATES = [Estimate(0.2, 0.1, 0.3, 5, 500), Estimate(0.4, 0.35, 0.45, 5, 500)]
+RATES = [Estimate(0.2, 0.2, 0.05102, 1e6, 5), Estimate(0.4, 0.4, 0.02551, 1e6, 5)]
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_a_curve_is_drawn_with_its_interval():
     style.curve(axis, [1.0, 2.0], RATES, "red", "o")
     assert np.allclose(axis.lines[0].get_ydata(), [20, 40])
     band = axis.collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((10, 45))
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((100 * RATES[0].low, 100 * RATES[1].high))
 
 
 def test_a_whisker_reaches_from_the_low_to_the_high_bound():
     axis = plt.figure().add_subplot()
     style.whisker(axis, RATES[0], 3, "red")
     (bar,) = (c for c in axis.collections if len(c.get_segments()))
-    assert np.allclose(bar.get_segments()[0], [[10, 3], [30, 3]])
+    assert np.allclose(bar.get_segments()[0], [[100 * RATES[0].low, 3], [100 * RATES[0].high, 3]])
 
 
 @pytest.mark.parametrize("span", [(90, 110), (7.75, 8.1), (3, 4000), (0.8, 0.9)])

@@ -107,15 +107,17 @@ def curve(
     factor: float = 100,
     **line: Any,
 ) -> None:
-    """A line through the values of `rates`, times `factor`, and a band over their intervals."""
+    """A line through the values of `rates`, times `factor`, and a band over their intervals, where these are known."""
     middle, low, high = (factor * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
+    known = np.isfinite(high - low)
     axis.plot(epochs, middle, color=colour, marker=marker, **line)
-    axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.fill_between(epochs, low, high, where=known, color=colour, alpha=0.18, linewidth=0)
 
 
 def whisker(axis: Axes, at: Estimate, y: float, colour: Any, marker: str = "o", factor: float = 100) -> None:
     """A marker at the value of `at`, times `factor`, in row `y`, with a horizontal bar over its interval."""
-    error = [[factor * (at.value - at.low)], [factor * (at.high - at.value)]]
+    # Near 0 and 1 the middle of an interval lies inside of the value, which may then be beyond its end.
+    error = [[factor * max(at.value - at.low, 0)], [factor * max(at.high - at.value, 0)]]
     axis.errorbar(factor * at.value, y, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2.5, linewidth=1.2)
 
 

@@ -1,0 +1,126 @@
+"""Figures of notebook 03: success, sharpness and training loss along training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rfnlib.intervals import over_seeds
+from rfnlib.plots import style
+from rfnlib.plots.lr_decay import along
+from rfnlib.scales import CONSTANT, decaying
+from rfnlib.words import MEASURES
+
+if TYPE_CHECKING:
+    from rfnlib.studies.sharpness_drop import Drop
+
+DETAILS = ("top", "trace", "matched")
+
+
+def drop(found: Drop) -> Figure:
+    """Success, λ₁ and training loss on one axis of time, for the standard schedule and a rate that stays.
+
+    Short lines are the runs with one decay, from it until they are judged. Bands are 95 % intervals, for success over
+    images and seeds, for the others over seeds; λ₁ and loss are geometric means.
+    """
+    with style.styled():
+        figure, axes = plt.subplots(3, 1, figsize=(style.WIDTH, 5.6), sharex=True)
+        singles = dict(zip(map(decaying, found.decays), style.shades(len(found.decays)), strict=True))
+        colours = {CONSTANT: style.GREY, found.standard: style.PALETTE[1], **singles}
+        for name, colour in colours.items():
+            start, stop = 0.0, np.inf
+            if name in singles:
+                (start,) = found.sharpness[name].spec.schedule.milestones
+                stop = start + found.after
+            marker = style.kind(name)[1]
+            success(axes[0], found, name, colour, marker, start, stop)
+            measured(axes[1], found, name, "top", colour, marker)
+            training_loss(axes[2], found, name, colour, marker, start, stop)
+        for axis, label in zip(axes, ("success rate, %", MEASURES["top"], "training loss"), strict=True):
+            style.decays(axis, {*found.decays, *found.sharpness[found.standard].spec.schedule.milestones})
+            axis.set_ylabel(label)
+        axes[0].set_ylim(bottom=0)
+        axes[0].legend(ncols=len(colours), loc="lower right")
+        axes[-1].set_xlabel("epoch")
+        axes[-1].set_xlim(0, found.success[CONSTANT].end)
+    return figure
+
+
+def details(found: Drop) -> Figure:
+    """Success, three measures of sharpness and training loss; left: decays, right: minimizers.
+
+    Left, the standard schedule and a rate that stays; right, SGD, SAM and RFN under the standard schedule, those that
+    are measured. Bands are 95 % intervals, for success over images and seeds, for the others over seeds.
+    """
+    flat = {name: style.kind(name) for name in ("SAM", "RFN") if name in found.sharpness}
+    groups = {
+        "learning rate": {CONSTANT: style.kind(CONSTANT), found.standard: style.kind(found.standard)},
+        "minimizer": {found.standard: style.kind("SGD"), **flat},
+    }
+    labels = ["success rate, %", *(MEASURES[m] for m in DETAILS), "training loss"]
+    with style.styled():
+        figure, axes = plt.subplots(len(labels), 2, figsize=(style.WIDTH, 1.6 * len(labels)), sharex=True, sharey="row")
+        for column, (title, members) in enumerate(groups.items()):
+            for name, (colour, marker) in members.items():
+                label = "SGD" if title == "minimizer" and name == found.standard else name
+                success(axes[0, column], found, name, colour, marker, label=label)
+                for row, measure in enumerate(DETAILS, 1):
+                    measured(axes[row, column], found, name, measure, colour, marker)
+                training_loss(axes[-1, column], found, name, colour, marker)
+            for axis in axes[:, column]:
+                style.decays(axis, found.sharpness[found.standard].spec.schedule.milestones)
+            axes[0, column].set_title(f"by {title}")
+            axes[0, column].legend(loc="lower right")
+            axes[-1, column].set_xlabel("epoch")
+        for axis, label in zip(axes[:, 0], labels, strict=True):
+            axis.set_ylabel(label)
+        axes[0, 0].set_ylim(bottom=0)
+    return figure
+
+
+def success(
+    axis: Axes,
+    found: Drop,
+    name: str,
+    colour: Any,
+    marker: str,
+    start: float = 0.0,
+    stop: float = np.inf,
+    label: str | None = None,
+) -> None:
+    """Success of a run from `start` to `stop`, in per cent."""
+    epochs, rates = along(found.success[name], start)
+    kept = [i for i, e in enumerate(epochs) if e <= stop + 0.02]
+    style.curve(axis, [epochs[i] for i in kept], [rates[i] for i in kept], colour, marker, label=label or name)
+
+
+def measured(axis: Axes, found: Drop, name: str, measure: str, colour: Any, marker: str) -> None:
+    """A measure of sharpness along a run, where it is defined."""
+    epochs = found.sharpness[name].epochs
+    logs = [found.level(name, e, measure) for e in epochs]
+    _geometric(axis, [e for e, v in zip(epochs, logs, strict=True) if v], [v for v in logs if v], colour, marker)
+
+
+def training_loss(
+    axis: Axes, found: Drop, name: str, colour: Any, marker: str, start: float = 0.0, stop: float = np.inf
+) -> None:
+    """The mean cross-entropy on the training images, un-augmented, along a run from `start` to `stop`."""
+    run = found.success[name]
+    kept = [i for i, e in enumerate(run.epochs) if start - 0.02 <= e <= stop + 0.02]
+    logs = [over_seeds(np.log(run.loss[:, i])) for i in kept]
+    _geometric(axis, [run.epochs[i] for i in kept], logs, colour, marker)
+
+
+def _geometric(axis: Axes, epochs: Sequence[float], logs: Sequence[Any], colour: Any, marker: str) -> None:
+    """A line through geometric means with their intervals, on a logarithmic axis."""
+    if not logs:
+        return
+    value, low, high = (np.exp([getattr(v, k) for v in logs]) for k in ("value", "low", "high"))
+    axis.plot(epochs, value, color=colour, marker=marker)
+    axis.fill_between(epochs, low, high, where=np.isfinite(high), color=colour, alpha=0.18, linewidth=0)
+    style.logarithmic(axis)
