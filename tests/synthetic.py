@@ -51,7 +51,10 @@ def curve(
 
 @dataclass
 class FakeLab:
-    """As a `Lab` in replay, with all recorded but the arms in `missing`. `roles` are those that were read."""
+    """As a `Lab` in replay, with all recorded but the arms in `missing`, those of pilot seeds being called "pilot …".
+
+    `roles` are those that were read.
+    """
 
     scale: Scale
     success: Rate = lambda name, e: 0.3
@@ -66,7 +69,8 @@ class FakeLab:
         return list(self.scale.seeds)
 
     def complete(self, arm: Arm) -> bool:
-        return arm.name not in self.missing
+        pilot = arm.specs[0].seed in self.scale.pilots
+        return f"{'pilot ' * pilot}{arm.name}" not in self.missing
 
     def shown(self, arms, needed=()):
         arms = list(arms.values() if hasattr(arms, "values") else arms)

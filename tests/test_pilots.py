@@ -90,7 +90,7 @@ def test_a_radius_above_the_chosen_one_may_be_unfinished():
 
 
 def test_a_claim_asks_only_for_the_gates_that_concern_it():
-    lab = FakeLab(SCALE, peaked, missing=("ρ = 0.2", "SAT ε = 0.1"))
+    lab = FakeLab(SCALE, peaked, missing=("pilot ρ = 0.2", "pilot SAT ε = 0.1"))
     assert [gate.passed for gate in pilots.gates(lab, "C2")] == [True] * 4
     with pytest.raises(MissingRecord):
         pilots.gates(lab, "C4")

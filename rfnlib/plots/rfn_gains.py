@@ -1,73 +1,140 @@
-"""Figures of notebook 04: what flat surrogates gain over early stopping, and at which ρ."""
+"""Figures of notebook 04: what flat surrogates gain over early stopping, by target and by ρ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
-import pandas as pd
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rfnlib.intervals import interval
+from rfnlib.intervals import interval, over_seeds
 from rfnlib.plots import style
 
 if TYPE_CHECKING:
-    from rfnlib.studies.rfn_gains import Gains
+    from rfnlib.curves import TransferCurve
+    from rfnlib.studies.rfn_gains import Gains, Sweep
+
+GAIN = "gain in success over SGD stopped early, points"
 
 
-def gain_chart(found: dict[str, Gains]) -> Figure:
-    """Gains over SGD stopped early, in points: dots are targets, bars the mean with its 95 % interval.
+def by_target(gains: Gains, margin: float) -> Figure:
+    """The headline of C4 and C5: what RFN and SAM gain over SGD stopped early, on average and on each target.
 
-    One panel a surrogate architecture; 0 is SGD stopped early, "SGD" the same trained to its end.
+    Bars are 95 % intervals over images and seeds; the grey band is ± `margin` (in [0, 1]), within which a
+    difference is none.
     """
     with style.styled():
-        most = max(len(g.series) for g in found.values())
-        figure, axes = plt.subplots(
-            1, len(found), figsize=(style.WIDTH, 0.26 * most + 1.0), layout="constrained", sharex=True, squeeze=False
-        )
+        rows = ["mean of the targets", *gains.targets]
+        figure, axis = plt.subplots(figsize=(style.WIDTH, 0.42 * len(rows) + 0.9))
+        axis.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
+        axis.axvline(0, color="0.5", linewidth=0.8)
+        for name, shift in (("RFN", -0.16), ("SAM", 0.16)):
+            colour, marker = style.kind(name)
+            found = [interval(gains.gain(name)), *gains.by_target(name).values()]
+            for y, at in enumerate(found):
+                style.whisker(axis, at, y + shift, colour, marker)
+            rho = gains.curves[name].spec.minimizer.rho
+            axis.plot([], [], marker, color=colour, label=f"{name}, ρ = {rho:g}")
+        axis.axhline(0.5, color="0.8", linewidth=0.6)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.get_yticklabels()[0].set_fontweight("bold")
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel(GAIN)
+        axis.legend(loc="best")
+    return figure
+
+
+def by_rho(gains: Gains) -> Figure:
+    """The headline of C6: success and natural accuracy at the end of training, over ρ.
+
+    Filled: the grid that is judged, up to RFN's ρ, with every seed; hollow: above it, with fewer. Bars are 95 %
+    intervals; dashed: SGD at its end, dotted: SGD stopped early.
+    """
+    with style.styled():
+        figure, axes = plt.subplots(1, 2, figsize=(style.WIDTH, 2.7))
+        colour, marker = style.kind("RFN")
+        sgd = gains.curves["SGD"]
+        for axis, what, label in zip(axes, (_success, _accuracy), ("success, %", "natural accuracy, %"), strict=True):
+            for runs, filled in ((gains.by_rho, True), (gains.above, False)):
+                found = [what(run, run.end) for run in runs.values()]
+                middle = [100 * f.value for f in found]
+                reach = [[100 * f.value - 100 * f.low for f in found], [100 * f.high - 100 * f.value for f in found]]
+                axis.errorbar(list(runs), middle, yerr=np.where(np.isfinite(reach), reach, 0), fmt=marker,
+                              color=colour, markersize=6, capsize=2.5, linewidth=1.2, linestyle="-" if filled else "",
+                              markerfacecolor=colour if filled else "white")  # fmt: skip
+            axis.axhline(100 * what(sgd, sgd.end).value, color=style.kind("SGD")[0], linestyle="--", linewidth=1)
+            if what is _success:
+                axis.axhline(100 * what(sgd, gains.stop).value, color=style.kind("SGD")[0], linestyle=":", linewidth=1)
+            axis.set_ylabel(label)
+            _rhos(axis, [*gains.by_rho, *gains.above])
+        axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
+        axes[0].plot([], [], ":", color=style.kind("SGD")[0], label=f"SGD stopped at epoch {gains.stop:g}")
+        axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ, judged")
+        axes[0].plot([], [], marker, color=colour, markersize=6, markerfacecolor="white", label="above RFN's ρ")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def by_minimizer(found: Mapping[str, Gains]) -> Figure:
+    """In detail: the gain of every surrogate over SGD stopped early. Dots are targets, bars their mean's interval.
+
+    A panel an architecture; "SGD" is the same run at its end; in brackets: seeds.
+    """
+    with style.styled():
+        most = max(len(g.curves) for g in found.values())
+        size = (style.WIDTH, 0.28 * most + 1.0)
+        figure, axes = plt.subplots(1, len(found), figsize=size, sharex=True, squeeze=False)
         for axis, (arch, gains) in zip(axes[0], found.items(), strict=True):
-            names = list(gains.series)[::-1]
+            names = list(gains.curves)
             for y, name in enumerate(names):
                 colour, marker = style.kind(name)
-                each = [100 * f.difference.value for f in gains.against_stopping(name)]
-                axis.plot(each, [y] * len(each), ".", color=colour, alpha=0.6, markersize=4)
-                d = interval(gains.gain(name, gains.stop))
-                error = [[100 * (d.value - d.low)], [100 * (d.high - d.value)]]
-                axis.errorbar(100 * d.value, y, xerr=error, fmt=marker, color=colour,
-                              markersize=4, capsize=2, linewidth=1)  # fmt: skip
-            seeds = [len(gains.series[n].accuracy) for n in names]
-            axis.set_yticks(range(len(names)), [f"{n} ({s})" for n, s in zip(names, seeds, strict=True)])
-            axis.axvline(0, color="0.6", linewidth=0.8)
-            axis.set_title(f"{arch}; stopped at epoch {gains.stop:g}, RFN's ρ = {gains.rho:g}", loc="left")
-            axis.set_xlabel("gain over early stopping, points")
-        axes[0, 0].set_ylabel("minimizer (seeds)")
+                each = [100 * e.value for e in gains.by_target(name).values()]
+                axis.plot(each, [y] * len(each), ".", color=colour, alpha=0.55, markersize=5)
+                style.whisker(axis, interval(gains.gain(name)), y, colour, marker)
+            axis.set_yticks(range(len(names)), [f"{n} ({gains.curves[n].seeds})" for n in names])
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.axvline(0, color="0.5", linewidth=0.8)
+            axis.set_title(f"{arch}:\nSGD stopped at epoch {gains.stop:g}, RFN's ρ = {gains.rho:g}")
+        figure.supxlabel(GAIN, fontsize=9)
     return figure
 
 
-def rho_sweep(found: dict[str, pd.DataFrame]) -> Figure:
-    """Success, natural accuracy and sharpness over ρ, a colour an architecture; dashed: SGD, which has no ρ."""
-    rows = {"success": "success rate, %", "accuracy": "natural accuracy, %", "top": "λ₁", "matched": "λ₁ at equal loss"}
+def sharpness_by_rho(sweep: Sweep) -> Figure:
+    """In detail: sharpness at the end of training over ρ, means over seeds with each seed as a dot; dashed: SGD."""
     with style.styled():
-        figure, axes = plt.subplots(1, 4, figsize=(style.WIDTH, 1.9), layout="constrained")
-        for (arch, frame), (colour, marker) in zip(
-            found.items(), (style.KINDS["RFN"], style.KINDS["cosine"]), strict=False
-        ):
-            sgd, swept = frame.loc[0.0], frame.drop(index=0.0)
-            for axis, (column, label) in zip(axes, rows.items(), strict=True):
-                factor = 100 if label.endswith("%") else 1
-                axis.plot(swept.index, factor * swept[column], color=colour, marker=marker, markersize=3, label=arch)
-                axis.axhline(factor * sgd[column], color=colour, linewidth=0.8, linestyle="--")
-                if column == "success":
-                    axis.fill_between(swept.index, 100 * swept["low"], 100 * swept["high"], color=colour, alpha=0.15,
-                                      linewidth=0)  # fmt: skip
-                axis.set_ylabel(label)
-        for axis in axes:
-            axis.set_xscale("log")
-            axis.set_xlabel("ρ")
-            ticks = sorted({r for frame in found.values() for r in frame.index if r})
-            axis.set_xticks(ticks, [f"{r:g}" for r in ticks])
-            axis.minorticks_off()
-        for axis in axes[2:]:
+        shown = {"top": "λ₁", "matched": "λ₁ at equal loss", "trace": "trace"}
+        figure, axes = plt.subplots(1, len(shown), figsize=(style.WIDTH, 2.3))
+        colour, marker = style.kind("RFN")
+        runs = {rho: run for rho, run in sweep.sharpness.items() if rho}
+        for axis, (measure, label) in zip(axes, shown.items(), strict=True):
+            for rho, run in runs.items():
+                axis.plot([rho] * run.seeds, run.at(run.end, measure), ".", color=colour, alpha=0.55)
+            axis.plot(
+                list(runs), [run.at(run.end, measure).mean() for run in runs.values()], marker + "-", color=colour
+            )
+            if 0.0 in sweep.sharpness:
+                sgd = sweep.sharpness[0.0]
+                axis.axhline(sgd.at(sgd.end, measure).mean(), color=style.kind("SGD")[0], linestyle="--", linewidth=1)
+            axis.set_title(label)
             style.logarithmic(axis)
-        axes[0].legend(frameon=False, handlelength=1.4)
+            _rhos(axis, runs)
     return figure
+
+
+def _success(run: TransferCurve, epoch: float):
+    return interval(run.at(epoch))
+
+
+def _accuracy(run: TransferCurve, epoch: float):
+    return over_seeds(run.accuracy[:, run.index(epoch)])
+
+
+def _rhos(axis: Axes, rhos) -> None:
+    """A logarithmic axis of ρ with a tick at each."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sorted(rhos), [f"{rho:g}" for rho in sorted(rhos)])
+    axis.minorticks_off()
+    axis.set_xlabel("ρ")

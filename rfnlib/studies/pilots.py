@@ -88,26 +88,32 @@ def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
     return {arm.name: arm for arm in found}
 
 
-def later_arms(lab: Lab) -> dict[str, Arm]:
-    """What the other choices rest on: SAT over its grid and LGV, every pilot seed; the other minimizers, the first."""
+def rival_arms(lab: Lab) -> dict[str, Arm]:
+    """What the choices among other surrogates rest on: SAT over its grid of ε, and LGV."""
     scale, seeds = lab.scale, lab.scale.pilots
     at_end = At(scale.transfer, (scale.end,))
     found = [Arm(_sat(a), [slight(scale, a, seed) for seed in seeds], at_end) for a in scale.rivals.slight]
     last, recipe = (float(scale.rivals.epochs),), Collected(per_epoch=scale.rivals.per_epoch)
     found.append(Arm("LGV", [lgv(scale, seed) for seed in seeds], At(scale.transfer, last, recipe)))
-    others = {name: m for name, m in minimizers(scale).items() if name != "SAM"}
-    found += [Arm(name, [scale.flat(m, seeds[0])], at_end) for name, m in others.items()]
     return {arm.name: arm for arm in found}
 
 
+def minimizer_arms(lab: Lab) -> dict[str, Arm]:
+    """The minimizers other than SAM, on the first pilot seed: what they decide is secondary."""
+    scale, at_end = lab.scale, At(lab.scale.transfer, (lab.scale.end,))
+    others = {name: m for name, m in minimizers(scale).items() if name != "SAM"}
+    return {name: Arm(name, [scale.flat(m, scale.pilots[0])], at_end) for name, m in others.items()}
+
+
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """SGD and the grid of ρ on the first architecture: what the gates read. The rest is `later`."""
+    """What gates and primary differences need: SGD and the grid of ρ on the first architecture, then SAT and LGV."""
     yield from by_seed(arms(lab).values())
+    yield from by_seed(rival_arms(lab).values())
 
 
 def later(lab: Lab) -> Iterator[Measurement]:
-    """What the other choices need, then those of the other architectures."""
-    yield from by_seed(later_arms(lab).values())
+    """What secondary differences need: the other minimizers, and the other architectures."""
+    yield from by_seed(minimizer_arms(lab).values())
     for arch in lab.scale.surrogates[1:]:
         yield from by_seed(arms(lab, arch).values())
 
@@ -142,13 +148,13 @@ def chosen_slight(lab: Lab) -> Adversary:
 
 def best_minimizer(lab: Lab) -> str:
     """The minimizer other than SAM with the most success at the end of training, on the first pilot seed."""
-    found = later_arms(lab)
-    return max((m for m in minimizers(lab.scale) if m != "SAM"), key=lambda m: _at_end(lab, found[m]))
+    found = minimizer_arms(lab)
+    return max(found, key=lambda name: _at_end(lab, found[name]))
 
 
 def best_rival(lab: Lab) -> str:
     """The better of `RIVALS`; SAT with its chosen adversary."""
-    success = {"LGV": _at_end(lab, later_arms(lab)["LGV"]), "SAT": max(_by_adversary(lab).values())}
+    success = {"LGV": _at_end(lab, rival_arms(lab)["LGV"]), "SAT": max(_by_adversary(lab).values())}
     return max(RIVALS, key=success.get)
 
 
@@ -157,7 +163,7 @@ def _sat(adversary: Adversary) -> str:
 
 
 def _by_adversary(lab: Lab) -> dict[Adversary, float]:
-    found = later_arms(lab)
+    found = rival_arms(lab)
     return {adversary: _at_end(lab, found[_sat(adversary)]) for adversary in lab.scale.rivals.slight}
 
 
