@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+from rfnlib.claims import Verdict, holm
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Measurement
 from rfnlib.studies import features, lr_decay, pilots, rfn_gains, sharpness_drop, state_of_the_art
@@ -38,6 +39,21 @@ def plan(lab: Lab) -> list[Measurement]:
         key = view.find(m).key
         found[key] = found[key].of({*found[key].epochs, *m.epochs}) if key in found else m
     return list(found.values())
+
+
+def verdicts(lab: Lab) -> Iterator[tuple[str, tuple[Verdict, str]]]:
+    """Each claim that can be judged from what `lab` has, with its verdict (Holm's p over them) and its headline."""
+    found = {}
+    for study in STUDIES:
+        try:
+            result = study.measure(lab) if study.CLAIMS else None
+        except MissingRecord:
+            continue
+        for claim in study.CLAIMS:
+            found[claim] = (result.verdict(claim), result.headline(claim))
+    adjusted = holm([verdict for verdict, _ in found.values()])
+    for (claim, (_, headline)), verdict in zip(found.items(), adjusted, strict=True):
+        yield claim, (verdict, headline)
 
 
 def of(claim: str) -> ModuleType:
