@@ -369,6 +369,58 @@ LAPTOP = Scale(
     judged_after=2.0,
 )
 
+GPU = Scale(
+    name="gpu",
+    data="cifar10",
+    n_train=None,
+    surrogates=(Arch("resnet18"), Arch("vgg11")),
+    epochs=60,
+    lr=0.1,
+    batch=128,
+    decays=(20, 30, 40),
+    standard=(20, 40),
+    cycle=20,
+    targets=(  # narrow, so that the weights of all of them can be carried: 33 MB in half precision
+        Target(Arch("vgg13", 32), 60),
+        Target(Arch("cnn", 96), 60),
+        Target(Arch("cnn", 96), 60, seed=1001),
+        Target(Arch("senet18", 24), 60),
+        Target(Arch("senet18", 24), 60, seed=1001),
+        Target(Arch("densenet22", 40, stem=2), 60),
+        Target(Arch("mobilenetv2"), 60),
+        Target(Arch("wrn16", 64, stem=2), 60),
+        Target(Arch("googlenet", 32), 60, "validation"),
+        Target(Arch("resnext20", 32), 60, "validation"),
+        Target(Arch("vgg13", 16), 60, "robust", adversary=Adversary("l2", 0.5, steps=3)),
+        Target(Arch("senet18", 16), 60, "robust", adversary=Adversary("linf", 4 / 255, steps=3)),
+    ),
+    attack=BIM(eps=4 / 255, steps=50),
+    test_images=2000,
+    validation_images=500,
+    accuracy_images=10_000,
+    seeds=(0, 1, 2),
+    pilots=(100, 101),
+    sharpness=Sharpness(images=2000, tol=1e-2),
+    sharp_every=10,
+    robustness=Robustness(images=1000, steps=20, restarts=2),
+    features=FeatureStudy(
+        arch=Arch("vgg11", 32),
+        steps=200,
+        tried=(20,),
+        step=0.1,
+        adversary=Adversary("l2", 0.5, steps=3),
+        model_epochs=60,
+        targeted=50,
+        other_eps=(2 / 255, 8 / 255),
+        check=Robustness(images=2000, balls=(("l2", 0.25),), steps=20, restarts=2),
+    ),
+    rivals=RivalStudy(epochs=10, slight=tuple(Adversary("l2", eps, steps=3) for eps in (0.03, 0.05, 0.1, 0.25, 0.5))),
+    rhos=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+    every=4,
+    fine=(0.25, 0.5, 2.0, 4.0),
+    cell_timeout=7200,
+)
+
 PAPER = Scale(
     name="paper",
     data="cifar10",
@@ -424,7 +476,7 @@ PAPER = Scale(
     cell_timeout=7200,
 )
 
-SCALES = {scale.name: scale for scale in (SMOKE, LAPTOP, PAPER)}
+SCALES = {scale.name: scale for scale in (SMOKE, LAPTOP, GPU, PAPER)}
 
 
 def get(name: str) -> Scale:

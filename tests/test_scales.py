@@ -120,3 +120,16 @@ def test_paper_scale_in_pieces_on_a_machine_that_vanishes_ends_with_the_same_rec
     assert rows("pieces") == rows("whole")
     sizes = [p.stat().st_size for p in (tmp_path / "pieces" / "paper").iterdir()]
     assert max(sizes) < 10_000
+
+
+def test_the_targets_of_the_gpu_scale_can_be_carried():
+    gpu = scales.GPU
+    assert (gpu.epochs, gpu.decays, gpu.n_train, gpu.surrogates[0].width) == (60, (20, 30, 40), None, None)
+    assert (gpu.sharpness.images, gpu.sharpness.tol) == (2000, 1e-2)
+    test = [t.arch for t in gpu.targets if t.role == "test"]
+    assert len(test) == 8 and len({a.name for a in test}) == 6 and {a.stem for a in test} == {1, 2}
+    numbers = 0
+    for target in gpu.targets:
+        network = models.build(target.arch.name, width=target.arch.width, stem=target.arch.stem)
+        numbers += sum(v.numel() for v in network.state_dict().values())
+    assert 16e6 < numbers < 17.5e6, "two bytes each: 35 MB"

@@ -4,7 +4,7 @@ Each has one protocol:
 
 - `NOTEBOOK`, and `CLAIMS`, the ids of the claims that it judges;
 - `arms(lab)`: what is measured, by name, stated once;
-- `plan(lab)`: the measurements in the order of their use;
+- `plan(lab)`: the measurements in the order of their use; and `later(lab)`, if it has some that all others go before;
 - `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables, and what figures need.
 
 A study of one's own is such a module, appended to `STUDIES`.
@@ -33,8 +33,9 @@ def plan(lab: Lab) -> list[Measurement]:
     view, found = lab.replaying(), {}
     standard_first = sorted(view.scale.targets, key=lambda t: t.role == "robust")
     wanted = [view.scale.clean(t) for t in standard_first]
-    for study in STUDIES:
-        wanted += _until_unknown(study.plan(view))
+    for name in ("plan", "later"):
+        for study in STUDIES:
+            wanted += _until_unknown(getattr(study, name, _nothing)(view))
     for m in wanted:  # what two studies need is one measurement
         key = view.find(m).key
         found[key] = found[key].of({*found[key].epochs, *m.epochs}) if key in found else m
@@ -66,6 +67,10 @@ def of(claim: str) -> ModuleType:
         if claim in study.CLAIMS:
             return study
     raise LookupError(f"no study judges {claim!r}; there are {', '.join(c for s in STUDIES for c in s.CLAIMS)}.")
+
+
+def _nothing(lab: Lab) -> Iterator[Measurement]:
+    return iter(())
 
 
 def _until_unknown(measurements: Iterator[Measurement]) -> Iterator[Measurement]:

@@ -52,13 +52,13 @@ ANSWERS["C6"] = {
     "not testable": "Whether larger neighbourhoods raise success cannot be tested at this scale",
 }
 FOLLOWS = {
-    "supported": "Train the surrogate with SAM, at a ρ chosen on validation targets: at twice the cost of a step it is a "
-    "better surrogate than any that early stopping finds.",
+    "supported": "Train the surrogate with SAM, at a ρ chosen on validation targets: a step costs twice as much, and "
+    "the surrogate is better than any that early stopping finds.",
     "contradicted": "Stop SGD early rather than train with a large ρ: half the cost, and more success at this scale.",
     "no effect": "RFN is worth its second pass only where no validation targets tell when to stop: SGD stopped early "
     "does as well at this scale, at half the cost.",
-    "inconclusive": "No advice follows yet: the interval holds gains and losses that would matter, and more seeds would "
-    "narrow it.",
+    "inconclusive": "No advice follows yet: the interval holds gains and losses that would matter, and more seeds "
+    "would narrow it.",
     "not testable": "Nothing follows: a gate says that training at this scale is not what the claims are about. The "
     "differences are printed all the same, as a description.",
 }
