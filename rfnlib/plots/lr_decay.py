@@ -45,7 +45,7 @@ def peak(found: Peak) -> Figure:
             style.decays(each, found.decays)
         axis.set_ylabel("success rate, %")
         axis.set_ylim(bottom=0)
-        axis.legend(ncols=len(runs), loc="lower right")
+        figure.legend(ncols=len(runs), loc="outside upper center")
         below.set_ylabel("learning\nrate")
         below.set_xlabel("epoch")
         below.set_xlim(0, found.curves[CONSTANT].end)
@@ -121,7 +121,8 @@ def milestones(curve: TransferCurve) -> Sequence[float]:
 def learning_rate(axis: Axes, curve: TransferCurve, colour: object, start: float = 0.0) -> None:
     """The learning rate of `curve` from `start` on, logarithmic over three decades below the highest."""
     epochs, schedule = curve.spec.epochs, curve.spec.schedule
-    times = np.linspace(start, epochs, 600, endpoint=False)
+    before = max(start - 1e-3, 0)  # so that the decay itself is drawn
+    times = np.r_[before, np.linspace(start, epochs, 600, endpoint=False)]
     axis.plot(times, [schedule.at(t, epochs) for t in times], color=colour)
     axis.set_yscale("log")
     axis.set_ylim(schedule.lr / 300, 3 * schedule.lr)

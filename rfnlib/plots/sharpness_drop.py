@@ -25,7 +25,7 @@ DETAILS = ("top", "trace", "matched")
 def drop(found: Drop) -> Figure:
     """Success, λ₁ and training loss on one axis of time, for the standard schedule and a rate that stays.
 
-    Short lines are the runs with one decay, from it until they are judged. Bands are 95 % intervals, for success over
+    Short lines are the runs with one decay, from it on for as long as sharpness is followed. Bands are 95 % intervals, for success over
     images and seeds, for the others over seeds; λ₁ and loss are geometric means.
     """
     with style.styled():
@@ -36,7 +36,7 @@ def drop(found: Drop) -> Figure:
             start, stop = 0.0, np.inf
             if name in singles:
                 (start,) = found.sharpness[name].spec.schedule.milestones
-                stop = start + found.after
+                stop = found.sharpness[name].end
             marker = style.kind(name)[1]
             success(axes[0], found, name, colour, marker, start, stop)
             measured(axes[1], found, name, "top", colour, marker)
@@ -45,7 +45,9 @@ def drop(found: Drop) -> Figure:
             style.decays(axis, {*found.decays, *found.sharpness[found.standard].spec.schedule.milestones})
             axis.set_ylabel(label)
         axes[0].set_ylim(bottom=0)
-        axes[0].legend(ncols=len(colours), loc="lower right")
+        for axis in axes[1:]:
+            style.logarithmic(axis)
+        figure.legend(*axes[0].get_legend_handles_labels(), ncols=len(colours), loc="outside upper center")
         axes[-1].set_xlabel("epoch")
         axes[-1].set_xlim(0, found.success[CONSTANT].end)
     return figure
@@ -80,6 +82,8 @@ def details(found: Drop) -> Figure:
         for axis, label in zip(axes[:, 0], labels, strict=True):
             axis.set_ylabel(label)
         axes[0, 0].set_ylim(bottom=0)
+        for axis in axes[1:].flat:
+            style.logarithmic(axis)
     return figure
 
 
@@ -117,10 +121,9 @@ def training_loss(
 
 
 def _geometric(axis: Axes, epochs: Sequence[float], logs: Sequence[Any], colour: Any, marker: str) -> None:
-    """A line through geometric means with their intervals, on a logarithmic axis."""
+    """A line through geometric means with their intervals."""
     if not logs:
         return
     value, low, high = (np.exp([getattr(v, k) for v in logs]) for k in ("value", "low", "high"))
     axis.plot(epochs, value, color=colour, marker=marker)
     axis.fill_between(epochs, low, high, where=np.isfinite(high), color=colour, alpha=0.18, linewidth=0)
-    style.logarithmic(axis)

@@ -70,7 +70,7 @@ def kind(name: str) -> tuple[Any, str]:
 def shades(n: int, of: str = "decay") -> list[Any]:
     """`n` shades of the colour of a kind, full first, for members of one family such as decays at several epochs."""
     colour = np.array(KINDS[of][0])
-    return [tuple(1 - a * (1 - colour)) for a in np.linspace(1.0, 0.4, n)]
+    return [tuple(1 - a * (1 - colour)) for a in np.linspace(1.0, 0.5, n)]
 
 
 def styled() -> Any:
