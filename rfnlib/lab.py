@@ -298,8 +298,7 @@ class Lab:
         model, base = self._probes.load(last), self._dataset
         how = {"steps": wanted.steps, "step": wanted.step, "cache": self.cache, "kind": wanted.name.replace("_", "-")}
         if wanted.method == "inverted":
-            fast = execution.resolve(self.device, work=wanted.steps * len(base.train_labels)).compile
-            return features.robust_dataset(model, base, seed=wanted.seed, compile=fast, **how)
+            return features.robust_dataset(model, base, seed=wanted.seed, **how)
         if wanted.method == "next-label":
             return features.next_label_dataset(model, base, eps=wanted.eps, **how)
         return features.random_label_dataset(model, base, eps=wanted.eps, seed=wanted.seed, **how)

@@ -139,10 +139,12 @@ class Probes:
     def _surrogate(self, arch: str, width: int | None, stem: int) -> tuple[nn.Module, nn.Module, execution.Execution]:
         """One network an architecture, compiled once if a run's worth of the scale's attack pays for it."""
         work = self.scale.attack.passes * len(self.attacked[1]) * self.scale.epochs
-        how = execution.resolve(self.how.device, work=work)
         shape = self.dataset.image_shape
         about = {"n_classes": self.dataset.n_classes, "mean": self.dataset.mean, "std": self.dataset.std}
-        model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape, **about)).requires_grad_(False).eval()
+        model = self.how.place(models.build(arch, width=width, stem=stem, image_shape=shape, **about))
+        model.requires_grad_(False).eval()
+        images = self.attacked[0][: _even(len(self.attacked[1]), 256)].contiguous(memory_format=self.how.layout)
+        how = execution.choose(self.how, model, images, work)
         return model, how.compiled(model), how
 
     def _accuracy(self, model: nn.Module) -> float:

@@ -130,7 +130,7 @@ def read_all(folder: Path) -> list[Record]:
 
 def made(device: str, checksum: str) -> dict[str, Any]:
     """Who computes a row: machine, code, data and day; nothing that names a person or a host."""
-    how = execution.resolve(device, work=execution.WORTH_COMPILING)
+    how = execution.resolve(device)
     today = time.strftime("%Y-%m-%d", time.gmtime())
     return {**how.describe(), "code": _commit(), "data": checksum[:16], "date": today}
 

@@ -142,9 +142,7 @@ def train(
     per_epoch = steps_per_epoch(spec, dataset)
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
     kept = set(_iterations(keep, spec, per_epoch)) | {max(wanted, default=0)}
-    passes = 1 + (spec.adversary.passes if spec.adversary else 0)
-    work = spec.epochs * len(dataset.train_labels) * passes
-    how = execution.resolve(device, precision, compile, channels_last, work=work)
+    how = execution.resolve(device, precision, compile, channels_last)
     folder = cache or paths.cache_dir()
 
     def trained(other: TrainSpec) -> nn.Module:
@@ -183,13 +181,17 @@ def _run(
     start = _latest_state(folder, spec, per_epoch, before=todo[0])
     model = how.place(model).train()
     optimizer = _optimizer(spec, model, per_epoch)
+    images = dataset.train_images.to(how.device)
+    labels = dataset.train_labels.to(how.device)
+    if not spec.input_penalty:  # whose objective needs second derivatives, which compiled networks have none of
+        passes = 1 + (spec.adversary.passes if spec.adversary else 0)
+        example = data.to_float(images[: spec.batch]).contiguous(memory_format=how.layout)
+        how = execution.choose(how, model, example, (todo[-1] - start) * spec.batch * passes, folder)
     forward = how.compiled(model)
     objective = objectives.of(spec, model, forward, witness, how)
     adversary = adversaries.of(spec, forward, how)
     if start:
         _restore(_file(folder, "state", spec, start, per_epoch), model, optimizer, adversary)
-    images = dataset.train_images.to(how.device)
-    labels = dataset.train_labels.to(how.device)
     drawn = torch.Generator()
     own_states: list[Path] = []
 
