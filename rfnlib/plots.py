@@ -18,9 +18,9 @@ from rfnlib import paths
 from rfnlib.claims import counted_seeds
 from rfnlib.features import image_grid
 from rfnlib.findings import MEASURES, EarlyStopping, Gains
+from rfnlib.intervals import interval
 from rfnlib.rivalry import Grid, Rivalry
 from rfnlib.series import Flatness, Series
-from rfnlib.transfer import interval
 
 WIDTH = 7.0  # inches: the text width of most venues' two columns
 STYLE = {

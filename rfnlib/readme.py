@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rfnlib import claims, findings, paths, rivalry, scales, transfer
+from rfnlib import claims, findings, intervals, paths, rivalry, scales
 from rfnlib.lab import Lab, MissingRecord
 
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
@@ -67,7 +67,7 @@ def _c1(lab: Lab) -> tuple[str, str]:
     study = findings.c1(lab)
     shown = []
     for name in ("D_R", "D_NR"):
-        d = transfer.interval(study.help(name))
+        d = intervals.interval(study.help(name))
         shown.append(
             f"{name}: {100 * d.value:+.1f} points by stopping at epoch {study.stops[name]:g}{_sure(d, _points(d))}"
         )
@@ -78,7 +78,7 @@ def _c2(lab: Lab) -> tuple[str, str]:
     series, found = findings.c2(lab)
     after = lab.scale.judged_after
     rises = [series[f"decay at {d}"].at(d + after) - series[f"decay at {d}"].at(d) for d in lab.scale.decays]
-    mean = transfer.interval(transfer.average(rises))
+    mean = intervals.interval(intervals.average(rises))
     number = (
         f"{100 * mean.value:+.1f} points ({_points(mean)}) within {after:g} epoch "
         f"of the decay, mean of {len(rises)} decays, {mean.seeds} seeds"
@@ -91,7 +91,7 @@ def _c3(lab: Lab) -> tuple[str, str]:
     after, decays = lab.scale.judged_after, lab.scale.decays
     runs = [flatness[f"decay at {d}"] for d in decays]
     drops = [np.log(r.at(d, "top") / r.at(d + after, "top")) for r, d in zip(runs, decays, strict=True)]
-    mean = transfer.over_seeds(np.mean(drops, axis=0))
+    mean = intervals.over_seeds(np.mean(drops, axis=0))
     low, value, high = np.exp([mean.low, mean.value, mean.high])
     number = f"λ₁ falls by the factor {value:.2f} within {after:g} epoch of the decay, mean of {len(runs)} decays"
     return f"{number}{_sure(mean, f'{low:.2f} to {high:.2f}')}", claims.verdict(found)
@@ -99,7 +99,7 @@ def _c3(lab: Lab) -> tuple[str, str]:
 
 def _gain(name: str, lab: Lab) -> tuple[str, str]:
     gains = findings.gains(lab)
-    mean = transfer.interval(gains.gain(name, gains.stop))
+    mean = intervals.interval(gains.gain(name, gains.stop))
     found = gains.against_stopping(name)
     most = max(f.difference.value for f in found)
     number = f"{name} {100 * mean.value:+.1f} points over early stopping, mean of {len(found)} targets"
@@ -128,16 +128,16 @@ def _c7(lab: Lab) -> tuple[str, str]:
 def _c8(lab: Lab) -> tuple[str, str]:
     grid = rivalry.c8(lab)
     added = list(grid.differences().values())
-    mean = transfer.interval(transfer.average(added))
+    mean = intervals.interval(intervals.average(added))
     number = f"RFN {100 * mean.value:+.1f} points over SGD, mean of {len(added)} techniques"
     return f"{number}{_sure(mean, _points(mean))}", claims.verdict(grid.judge())
 
 
-def _points(estimate: transfer.Estimate) -> str:
+def _points(estimate: intervals.Estimate) -> str:
     return f"{100 * estimate.low:+.1f} to {100 * estimate.high:+.1f}"
 
 
-def _sure(estimate: transfer.Estimate, interval: str) -> str:
+def _sure(estimate: intervals.Estimate, interval: str) -> str:
     if estimate.seeds == 1:
         return " (one seed)"
     return f" ({interval}{', ' * bool(interval)}{estimate.seeds} seeds)"

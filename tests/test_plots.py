@@ -9,7 +9,7 @@ import pytest
 from test_claims import EPOCHS, runs
 
 from rfnlib import plots
-from rfnlib.transfer import interval
+from rfnlib.intervals import interval
 
 
 @pytest.fixture
