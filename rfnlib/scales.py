@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rfnlib.attacks import BIM, PGD, IterativeAttack
+from rfnlib.minimizers import method
 from rfnlib.specs import (
-    AVERAGING,
     Adversary,
     Cosine,
     Cyclic,
@@ -194,7 +194,7 @@ class Scale:
         """The seven minimizers of claim C5, each with its usual ρ; those that average begin halfway."""
         usual = {"SAM": self.rhos[0], "ASAM": 0.5, "GSAM": 0.05, "LookSAM": 0.1, "GAM": 0.2, "WASAM": 0.05, "SWA": 0.0}
         half = float(self.epochs // 2)
-        return {m: Minimizer(m, rho, average_from=half if m in AVERAGING else None) for m, rho in usual.items()}
+        return {m: Minimizer(m, rho, average_from=half if method(m).averages else None) for m, rho in usual.items()}
 
     def flat(self, minimizer: Minimizer | None, seed: int, which: int = 0) -> TrainSpec:
         """A surrogate trained by `minimizer` under the standard schedule.
@@ -202,7 +202,7 @@ class Scale:
         A mean of weights is worth taking only where they still move: as in SWA's recipe, its learning rate is halved
         halfway and stays.
         """
-        averaging = minimizer is not None and minimizer.method in AVERAGING
+        averaging = minimizer is not None and minimizer.average_from is not None
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)
         return self.surrogate(schedule, seed, which, minimizer)
 

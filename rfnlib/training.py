@@ -25,7 +25,7 @@ from rfnlib import adversaries, attacks, data, execution, minimizers, models, ob
 from rfnlib.files import write_atomic
 from rfnlib.keys import canonical, stream
 from rfnlib.progress import Progress
-from rfnlib.specs import AVERAGING, SpecError, TrainSpec, require
+from rfnlib.specs import Minimizer, SpecError, TrainSpec, require
 
 
 class TrainingDiverged(FloatingPointError):
@@ -138,6 +138,8 @@ def train(
         DiskFull: no room for a snapshot; everything finished is kept.
     """
     require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
+    if spec.minimizer:
+        _method(spec.minimizer)
     dataset = dataset or data.load(spec.data).subset(spec.n_train)
     per_epoch = steps_per_epoch(spec, dataset)
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
@@ -269,15 +271,33 @@ def _optimizer(spec: TrainSpec, model: nn.Module, per_epoch: int) -> torch.optim
     m = spec.minimizer
     if m is None:
         return sgd
-    options = dict(m.options)
-    if m.method in AVERAGING:
+    method, options = _method(m), dict(m.options)
+    if method.averages:
         options |= {"start": round(m.average_from * per_epoch), "every": per_epoch}
-    if m.method != "SWA":
+    if method.perturbs:
         options["rho"] = minimizers.warmup(m.rho, round(m.warmup * per_epoch)) if m.warmup else m.rho
     try:
-        return getattr(minimizers, m.method)(model, sgd, **options)
+        return method(model, sgd, **options)
     except (TypeError, minimizers.MinimizerError) as error:
         raise SpecError(f"{m.method} does not take {dict(m.options)}: {error}") from error
+
+
+def _method(m: Minimizer) -> type[minimizers.SAM]:
+    """The class that `m` names.
+
+    Raises:
+        SpecError: there is none, or `m` gives it a ρ or a mean of weights that it does not have, or leaves it out.
+    """
+    try:
+        method = minimizers.method(m.method)
+    except minimizers.MinimizerError as error:
+        raise SpecError(str(error)) from error
+    wanted = "a number above 0" if method.perturbs else "0, for it has no neighbourhood"
+    require(method.perturbs == (m.rho > 0), f"rho is {m.rho} with {m.method}; give {wanted}.")
+    wanted = "an epoch of 0 or more" if method.averages else f"None, since {m.method} averages no weights"
+    given = m.average_from is not None
+    require(method.averages == given, f"average_from is {m.average_from} with {m.method}; give {wanted}.")
+    return method
 
 
 def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:
