@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rfnlib.attacks import IterativeAttack
+from rfnlib.attacks import Function, IterativeAttack, frozen
+from rfnlib.checks import logits_of, require_images
 from rfnlib.intervals import Estimate, Influence, interval
-from rfnlib.transforms import require, require_whole
+from rfnlib.transforms import AttackError, require, require_whole
 
 DENOMINATORS = {
     "all-targets-correct": "images that every target classifies correctly (the authors' rule)",
@@ -26,22 +27,34 @@ DEFAULT = "all-targets-correct"
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Predicted classes, int64 (N,), of `images` (N, C, H, W) in [0, 1], in eval mode; modes are restored."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
-    finally:
-        for m, training in modes:
-            m.training = training
+def predict(model: Function, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Predicted classes, int64 (N,): the largest logit's.
+
+    Args:
+        model: a module, put in eval mode meanwhile and left as found; or a function.
+        images: float (N, C, H, W) in [0, 1], on the model's device.
+        batch_size: images predicted together.
+
+    Raises:
+        AttackError: images that are no such tensor, what is no logits, or logits of which none is the largest: NaN
+            must not pass for a wrong class, as which it would count for a success of the attack.
+    """
+    require_images(images, AttackError)
+    if not len(images):
+        return torch.zeros(0, dtype=torch.int64, device=images.device)
+    with frozen([model]):
+        logits = torch.cat([logits_of(model, part, AttackError) for part in images.split(batch_size)])
+    lost = int((~logits.amax(1).isfinite()).sum())
+    way_out = "so they are of no class; look for what overflows, as it does in half precision"
+    require(not lost, f"the logits of {lost} of {len(images)} images are not finite, {way_out}.")
+    return logits.argmax(1)
 
 
 # --- robust accuracy -----------------------------------------------------------------------------------------------
 
 
 def is_robust(
-    model: nn.Module,
+    model: Function,
     images: Tensor,
     labels: Tensor,
     attack: IterativeAttack,
@@ -78,7 +91,7 @@ def is_robust(
 
 
 def robust_accuracy(
-    model: nn.Module, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
+    model: Function, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
 ) -> float:
     """The share of images that `is_robust` finds so, of all that are given (Madry et al. 2018, ICLR)."""
     require(len(images) > 0, "there are no images; give at least one.")

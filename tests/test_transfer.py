@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 from torch import nn
 
+from rfnlib.attacks import AttackError
 from rfnlib.intervals import UNBOUNDED, average, interval
 from rfnlib.transfer import DENOMINATORS, Hits, influence, predict, success
 
@@ -225,8 +226,25 @@ def test_predict_is_the_argmax_in_eval_mode_and_restores_every_mode(root, inner)
 
 
 def test_predict_restores_modes_also_when_the_model_raises():
-    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(4, 2)))
-    model[0].eval()
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Sequential(nn.Linear(4, 2)))
+    model[1].eval()
     with pytest.raises(RuntimeError):
-        predict(model, torch.rand(2, 3))
-    assert [m.training for m in model.modules()] == [True, False, True, True]
+        predict(model, torch.rand(2, 3, 1, 1))
+    assert [m.training for m in model.modules()] == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_no_prediction_and_no_success(value):
+    def model(x):
+        z = x.flatten(1).clone()
+        z[2, 1] = value
+        return z
+
+    with pytest.raises(AttackError, match="the logits of 1 of 5 images are not finite, so they are of no class; look"):
+        predict(model, torch.rand(5, 3, 1, 1))
+    # A class that a model rules out by −∞ is none that it could predict.
+    assert predict(lambda x: x.flatten(1).log(), torch.tensor([[0.0, 1.0, 0.5]])[:, :, None, None]).tolist() == [1]
+
+
+def test_no_images_are_predicted_without_a_look_at_the_model():
+    assert predict(None, torch.zeros(0, 3, 2, 2)).shape == (0,)
