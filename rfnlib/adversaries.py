@@ -57,8 +57,9 @@ class PGDTraining(Natural):
 
     def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
         attack = replace(self.attack, seed=stream(self.seed, "adversary", i) % 2**32)
-        with self.how.autocast():
-            return attack(self.forward, x, y, batch_size=len(x))
+        # Not `attack(…)`: training checks its images once, and its numbers are those of networks as they are.
+        with attacks.frozen([self.forward]), self.how.autocast():
+            return attack.perturbed([self.forward], x, y)
 
 
 class FreeTraining(Natural):

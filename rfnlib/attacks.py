@@ -31,7 +31,7 @@ is shown), `around` or `variance` (which gradients are taken around a point, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -41,7 +41,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfnlib.checks import is_number
+from rfnlib.checks import is_number, is_whole, logits_of, require_images, require_labels
+from rfnlib.folding import folded
+from rfnlib.progress import Progress
 from rfnlib.transforms import (
     AttackError,
     Ball,
@@ -60,15 +62,18 @@ from rfnlib.transforms import (
     full_precision,
     like,
     named,
+    narrowed,
     require,
     require_number,
     require_seed,
     require_whole,
     seen,
+    widened,
 )
 
 NORMS = ("linf", "l2")
 DEFAULT_EPS = {"linf": 4 / 255, "l2": 0.5}
+WORTH_FOLDING = 5  # passes from which on a tenth of a second is repaid by networks that take one for a pass
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K) and labels (N,) to one number an image, (N,)
 
@@ -91,12 +96,14 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """The margin over z₍₁₎ − z₍₃₎, the gap from the largest to the third logit (Croce & Hein 2020, ICML).
 
     It does not change when logits are scaled or shifted; it is 1, without a gradient, where y has the third
-    largest logit. Needs three classes. Targeted, it is this with the sign
-    turned, for only the wanted class is known, and not Croce & Hein's targeted loss, which needs the true one too.
+    largest logit, and the margin itself where these three are equal. Needs three classes. Targeted, it is this with
+    the sign turned, for only the wanted class is known, and not Croce & Hein's targeted loss, which needs the true
+    one too.
     """
     require(logits.shape[1] >= 3, f"the dlr loss needs 3 classes, the surrogate has {logits.shape[1]}; use 'margin'.")
     top = logits.topk(3, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+    gap = top[:, 0] - top[:, 2]
+    return margin(logits, labels) / torch.where(gap > 0, gap, 1.0)
 
 
 def logit(logits: Tensor, labels: Tensor) -> Tensor:
@@ -151,9 +158,12 @@ class IterativeAttack:
     The defaults (eps 4/255, step eps/10, 50 steps, no random start) are those of the authors' earlier
     public code (LGV, ECCV 2022).
 
+    Images in half precision are shown to the surrogate as such, but moved in float32, since a step of theirs may be
+    less than a pixel's last digit; what comes back is rounded towards the image.
+
     Raises:
-        AttackError: on construction for a negative radius and the like; on use for images outside
-            [0, 1], labels that do not fit, or a gradient that is not finite.
+        AttackError: on construction for a negative radius and the like, or one in units of 255 levels; on use for
+            images outside [0, 1], labels that do not fit, or a gradient that is not finite.
     """
 
     eps: float | None = None
@@ -179,6 +189,8 @@ class IterativeAttack:
                 v is None or is_number(v, 0),
                 f"{name} is {v!r}; give a radius of 0 or more in units of [0, 1] pixels, such as 4/255.",
             )
+            levels = v is not None and self.norm == "linf" and v > 1
+            require(not levels, f"{name} is {v!r}, but pixels reach from 0 to 1; for levels of 255 give {v!r}/255.")
         require_whole("steps", self.steps, 1)
         require_seed(self.seed)
         self._check_techniques()
@@ -212,10 +224,18 @@ class IterativeAttack:
 
     @property
     def passes(self) -> int:
-        """Forward-backward passes that one image costs at most; a part costs as many as its `passes` says, or one."""
+        """Forward-backward passes that one image costs at most; a part costs as many as its `passes` says, or one.
+
+        A surrogate may take several for one: see `passes_on`.
+        """
         each = math.prod(getattr(part, "passes", 1) for part in (*self.views, *self.around))
         tuning = (self.steps - 1) * getattr(self.variance, "passes", 1) if self.variance is not None else 0
         return each * (self.steps + tuning)
+
+    def passes_on(self, surrogate: Function | Sequence[Function]) -> float:
+        """The same through all members of `surrogate`, of several the mean: an ensemble of M takes M times as many."""
+        each = [getattr(model, "passes", 1) for model in listed(surrogate)]
+        return self.passes * sum(each) / len(each)
 
     def describe(self) -> dict[str, Any]:
         """The resolved settings as JSON data, and those techniques that are on: keys made earlier stay what they were.
@@ -244,7 +264,7 @@ class IterativeAttack:
 
     def __call__(
         self,
-        surrogate: nn.Module | Sequence[nn.Module],
+        surrogate: Function | Sequence[Function],
         images: Tensor,
         labels: Tensor,
         batch_size: int = 256,
@@ -254,7 +274,9 @@ class IterativeAttack:
         Args:
             surrogate: a module, or a sequence of modules used one an iteration; put in eval mode for
                 the time of the attack and left as found (mode, requires_grad, buffers, gradients).
+                Its batch norms are folded meanwhile where that is safe: see `folding.folded`.
                 One that changes from iteration to iteration says how by `at_iteration`, see there.
+                A function will do too, whose networks are then as they are, eval mode being its own business.
             images: float (N, C, H, W) in [0, 1], on the surrogate's device.
             labels: int64 (N,), the true classes; if `targeted`, the wanted ones.
             batch_size: images attacked together; changes speed and memory, not the result.
@@ -262,23 +284,75 @@ class IterativeAttack:
         Returns:
             float (N, C, H, W) in [0, 1], within `eps` of `images`, detached.
         """
-        models = [surrogate] if isinstance(surrogate, nn.Module) else list(surrogate)
-        images = images.detach()
-        _check_inputs(models, images, labels, batch_size)
-        with frozen(models):
-            done = [
-                self._batch(models, images[i : i + batch_size], labels[i : i + batch_size], i)
-                for i in range(0, len(images), batch_size)
-            ]
-        return torch.cat(done) if done else images.clone()
+        return self._adversarial(listed(surrogate), images, labels, batch_size, 0)
 
-    def _batch(self, models: list[nn.Module], x: Tensor, y: Tensor, first: int) -> Tensor:
+    def over(
+        self,
+        surrogate: Function | Sequence[Function],
+        loader: Iterable[Sequence[Tensor]],
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Adversarial images batch by batch, with their labels: what `attack` makes of all of them together.
+
+        Positions, by which random numbers are drawn, go on from batch to batch; shuffling changes them.
+
+        Args:
+            surrogate: as for the attack itself. Between batches it is as found.
+            loader: of pairs (images, labels), such as a `DataLoader`, on any device.
+            batch_size: images attacked together, if the loader's batches are larger.
+            progress: say in text how much is left, if the loader knows its length.
+
+        Yields:
+            Images, float (B, C, H, W) in [0, 1], and labels, int64 (B,), on the surrogate's device.
+
+        Raises:
+            AttackError: as the attack, and for batches that are no pairs.
+        """
+        models, first = listed(surrogate), 0
+        weights = (p for model in models if isinstance(model, nn.Module) for p in model.parameters())
+        device = next((p.device for p in weights), None)
+        known = hasattr(loader, "__len__")
+        with Progress(len(loader) if known else 1, "attack", progress and known) as bar:
+            for pair in loader:
+                two = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)
+                require(two, f"the loader gives a {type(pair).__name__}; give pairs of tensors, (images, labels).")
+                images, labels = (t.to(device) for t in pair)
+                yield self._adversarial(models, images, labels, batch_size, first), labels
+                first += len(labels)
+                bar.advance()
+
+    def _adversarial(
+        self, models: Sequence[Function], images: Tensor, labels: Tensor, batch_size: int, first: int
+    ) -> Tensor:
+        require(len(models) > 0, "no surrogate is given; give a module or a non-empty sequence of modules.")
+        require(is_whole(batch_size, 1), f"batch_size is {batch_size}; give at least 1.")
+        require_images(images, AttackError)
+        require_labels(labels, len(images), AttackError)
+        at = range(0, len(images), batch_size)
+        with frozen(models), folded(models if self.passes >= WORTH_FOLDING else (), images):
+            parts = zip(images.split(batch_size), labels.split(batch_size), at, strict=False)
+            done = [self.perturbed(models, x, y, first + i) for x, y, i in parts]
+        return torch.cat(done) if done else images.detach().clone()
+
+    def perturbed(self, models: Sequence[Function], x: Tensor, y: Tensor, first: int = 0) -> Tensor:
+        """The attack itself on one batch: without a look at the arguments, and on networks as they are.
+
+        For loops that check their images once, and whose networks are `frozen`.
+
+        Args:
+            models: used one an iteration.
+            x: float (B, C, H, W) in [0, 1].
+            y: int64 (B,).
+            first: the position of x[0] among all images.
+        """
+        given, x = x, widened(x.detach())
         adv = self._start(x, first) if self.random_start else x
-        ball, memory = self.ball, {}
+        ball, memory, passes = self.ball, {}, _Passes(given.dtype, y)
         velocity = variance = torch.zeros_like(x)
         for i in range(self.steps):
             batch = Batch(y, first, self.seed, i, memory)
-            estimate = self._estimate(models[i % len(models)], batch)
+            estimate = self._estimate(models[i % len(models)], batch, passes)
             gradient = estimate(adv + self.step_size * self.momentum * velocity if self.nesterov else adv)
             if self.variance is not None:
                 plain, gradient = gradient, gradient + variance
@@ -290,16 +364,17 @@ class IterativeAttack:
             if self.momentum:
                 velocity = gradient = self.momentum * velocity + ball.scaled(gradient)
             adv = ball.project(adv + self.step_size * ball.direction(gradient), x)
-        return adv
+        passes.require_finite()
+        return narrowed(adv, given)
 
-    def _estimate(self, model: nn.Module, batch: Batch) -> Gradient:
+    def _estimate(self, model: Function, batch: Batch, passes: _Passes) -> Gradient:
         """∇L of the class docstring, at one iteration."""
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         sign = -1 if self.targeted else 1
         functions = at_iteration(model, batch)
 
         def gradient(x: Tensor) -> Tensor:
-            each = [input_gradient(f, x, batch.labels, lambda logits, y: sign * loss(logits, y)) for f in functions]
+            each = [passes.gradient(f, x, lambda logits, y: sign * loss(logits, y)) for f in functions]
             return sum(each[1:], each[0]) / len(each)
 
         if self.views:
@@ -375,31 +450,70 @@ def at_iteration(surrogate: Function, batch: Batch) -> Sequence[Function]:
     return [surrogate] if own is None else own(batch)
 
 
+def listed(surrogate: Function | Sequence[Function]) -> Sequence[Function]:
+    """The surrogates, one an iteration: a module or a function is the only one."""
+    if callable(surrogate) and type(surrogate) is not nn.ModuleList:
+        return [surrogate]
+    models = list(surrogate) if isinstance(surrogate, Iterable) else [surrogate]
+    wrong = [model for model in models if not callable(model)]
+    require(not wrong, f"the surrogate is {wrong[:1]!r}; give a module, a function, or a sequence of them.")
+    return models
+
+
 def input_gradient(model: Function, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Tensor:
     """∇ₓ of the summed loss, (N, C, H, W): each image's own gradient, whatever its batch.
 
+    Args:
+        model: from images to logits (N, K).
+        x: float (N, C, H, W).
+        y: int64 (N,).
+        loss: from logits and labels to one number an image.
+
     Raises:
-        AttackError: labels outside the model's classes, or a gradient that is not finite.
+        AttackError: labels outside the model's classes, no logits, or a gradient that is not finite.
     """
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(x).float()
-        if y.numel() and int(y.max()) >= logits.shape[1]:
-            raise AttackError(f"labels hold {int(y.max())}; the surrogate has classes 0 to {logits.shape[1] - 1}.")
-        losses = loss(logits, y)
-        require(
-            losses.shape == y.shape,
-            f"the loss is of shape {tuple(losses.shape)}; give one number an image, of shape {tuple(y.shape)}.",
-        )
-        (gradient,) = torch.autograd.grad(losses.sum(), x)
-    if not torch.isfinite(gradient).all():
-        raise AttackError("the surrogate's input gradient is not finite; its weights or its outputs overflow.")
+    passes = _Passes(x.dtype, y)
+    gradient = passes.gradient(model, x, loss)
+    passes.require_finite()
     return gradient
 
 
+class _Passes:
+    """Passes with the same labels, shown images of type `dtype`. To look at numbers once, not at every pass, keeps
+    a GPU from waiting: labels are looked at first, and last whether all gradients were finite."""
+
+    def __init__(self, dtype: torch.dtype, labels: Tensor) -> None:
+        self.dtype, self.labels = dtype, labels
+        self.top = int(labels.max()) if labels.numel() else 0
+        self.finite: list[Tensor] = []
+
+    def gradient(self, model: Function, x: Tensor, loss: Loss) -> Tensor:
+        x, y = x.detach().requires_grad_(), self.labels
+        with torch.enable_grad():
+            logits = logits_of(model, x.to(self.dtype), AttackError).float()
+            classes = logits.shape[1]
+            require(self.top < classes, f"labels hold {self.top}; the surrogate has classes 0 to {classes - 1}.")
+            losses = loss(logits, y)
+            require(
+                losses.shape == y.shape,
+                f"the loss is of shape {tuple(losses.shape)}; give one number an image, of shape {tuple(y.shape)}.",
+            )
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        self.finite.append(torch.isfinite(gradient).all())
+        return gradient
+
+    def require_finite(self) -> None:
+        fine = not self.finite or bool(torch.stack(self.finite).all())
+        require(fine, "the surrogate's input gradient is not finite; its weights or its outputs overflow.")
+
+
 @contextmanager
-def frozen(models: Sequence[nn.Module]) -> Iterator[None]:
-    """`models` in eval mode and without weight gradients; on leaving, as they were, whatever happened."""
+def frozen(models: Sequence[Function]) -> Iterator[None]:
+    """`models` in eval mode and without weight gradients; on leaving, as they were, whatever happened.
+
+    Functions among them are passed over.
+    """
+    models = [model for model in models if isinstance(model, nn.Module)]
     modules = [m for model in models for m in model.modules()]
     weights = [p for model in models for p in model.parameters()]
     modes, grads = [m.training for m in modules], [p.requires_grad for p in weights]
@@ -417,24 +531,3 @@ def frozen(models: Sequence[nn.Module]) -> Iterator[None]:
 
 def _usable(part: Any) -> bool:
     return callable(part) and not isinstance(part, type)  # Diversity() is a view, Diversity is not
-
-
-def _check_inputs(models: list[nn.Module], images: Tensor, labels: Tensor, batch_size: int) -> None:
-    require(bool(models), "no surrogate is given; give a module or a non-empty sequence of modules.")
-    require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1.")
-    require(
-        images.dim() == 4 and images.is_floating_point(),
-        f"images are {images.dtype} of shape {tuple(images.shape)}; give floats of shape (N, C, H, W) in [0, 1].",
-    )
-    require(
-        labels.shape == images.shape[:1] and labels.dtype == torch.int64,
-        f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give int64 of shape ({len(images)},).",
-    )
-    if len(images):
-        low, high = float(images.min()), float(images.max())
-        inside = 0.0 <= low and high <= 1.0  # False for NaN too
-        require(
-            inside,
-            f"images range over [{low:.4g}, {high:.4g}]; scale them to [0, 1] (normalise in the model).",
-        )
-        require(int(labels.min()) >= 0, f"labels hold {int(labels.min())}; classes count from 0.")

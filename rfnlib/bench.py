@@ -32,7 +32,7 @@ TOLERANCES = [10 ** (-i / 2) for i in range(2, 14)]  # 0.1 to 3e-7
 
 def bench(device: str = "auto", say: Callable[[str], None] = print) -> None:
     """Print training throughput, minimizers and Hessians against yardsticks, then memory, then how time grows."""
-    say(f"{execution.resolve(device, work=10**9).describe()}\n")
+    say(f"{execution.resolve(device).describe()}\n")
     throughput(device, say)
     minimizers(device, say)
     hessian(device, say)
@@ -50,7 +50,7 @@ def throughput(device: str, say: Callable[[str], None]) -> dict[str, float]:
     scale = scales.LAPTOP
     dataset = _random_data(20 * scale.batch)
     spec = _spec(epochs=ROUNDS + 1, n_train=len(dataset.train_labels))
-    auto = execution.resolve(device, work=10**9)
+    auto = execution.resolve(device, compile=False)
     with tempfile.TemporaryDirectory() as folder:
         run = training.train(
             spec,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 def require(ok: Any, message: str, error: type[Exception] = ValueError) -> None:
@@ -35,3 +39,67 @@ def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool
     (True, False, False)
     """
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+# --- images, labels and logits -----------------------------------------------------------------------------
+
+
+def require_images(images: Any, error: type[Exception] = ValueError) -> None:
+    """Refuse `images` unless they are a tensor of floats (N, C, H, W), N from 0, in [0, 1]."""
+    _require_tensor("images", images, "floats", error)
+    require(
+        images.dim() == 4 and images.is_floating_point(),
+        f"images are {images.dtype} of shape {tuple(images.shape)}; give floats of shape (N, C, H, W) in [0, 1].",
+        error,
+    )
+    if len(images):
+        low, high = map(float, images.detach().aminmax())
+        inside = 0 <= low and high <= 1  # False for NaN too
+        way_out = "divide them by 255" if 0 <= low and 1 < high <= 255 else "scale them to [0, 1]"
+        require(inside, f"images range over [{low:.4g}, {high:.4g}]; {way_out} (normalise in the model).", error)
+
+
+def require_labels(labels: Any, n: int, error: type[Exception] = ValueError) -> None:
+    """Refuse `labels` unless they are a tensor int64 (n,) of classes from 0."""
+    _require_tensor("labels", labels, "int64", error)
+    fits = labels.shape == (n,) and labels.dtype == torch.int64
+    given = f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
+    require(fits, f"{given}; give torch.int64 of shape ({n},).", error)
+    if n:
+        require(int(labels.min()) >= 0, f"labels hold {int(labels.min())}; classes count from 0.", error)
+
+
+def _require_tensor(name: str, value: Any, kind: str, error: type[Exception]) -> None:
+    way_out = f"torch.from_numpy({name})" if type(value).__module__ == "numpy" else f"a torch.Tensor of {kind}"
+    require(isinstance(value, Tensor), f"{name} are a {_kind(value)}; give {way_out}.", error)
+
+
+def logits_of(model: Callable[[Tensor], Any], images: Tensor, error: type[Exception] = ValueError) -> Tensor:
+    """`model(images)`: logits (N, K) of images (N, C, H, W).
+
+    Raises:
+        error: for a model that returns something else, or whose weights are of another type or device than `images`.
+    """
+    try:
+        logits = model(images)
+    except RuntimeError as reason:
+        weights = model.parameters() if isinstance(model, nn.Module) else ()
+        kinds = {(p.dtype, p.device) for p in weights}
+        if len(kinds) == 1 and kinds != {(images.dtype, images.device)}:
+            ((dtype, device),) = kinds
+            given = f"images are {images.dtype} on {images.device}, the model's weights {dtype} on {device}"
+            raise error(f"{given}; give images.to({str(device)!r}, {dtype}), or move the model.") from reason
+        raise
+    if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images):
+        return logits
+    if isinstance(logits, Tensor):
+        shape, n = tuple(logits.shape), len(images)
+        raise error(f"the model returns {shape} for {n} images; give one that returns logits ({n}, classes).")
+    names = f" of {', '.join(map(repr, logits))}" if isinstance(logits, Mapping) else ""
+    pick = repr(next(iter(logits), "logits")) if isinstance(logits, Mapping) else "0"
+    raise error(f"the model returns a {_kind(logits)}{names}, not logits; give surrogates.Logits(model, {pick}).")
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from rfnlib.intervals import Estimate
 from rfnlib.lab import Lab
-from rfnlib.transfer import Estimate
 
 VERDICTS = ("holds", "does not hold", "inconclusive")
 

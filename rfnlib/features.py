@@ -28,6 +28,7 @@ Give `TrainSpec` the name of the built set, as above: it holds the key, so that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -51,6 +52,8 @@ from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.progress import Progress
 from rfnlib.transforms import norms
+
+CHUNK = 500  # images made and written together
 
 RECIPE = 1  # raised when the same arguments would, by a change of the code, make other images
 BEYOND_CHANCE = 1e-6  # starting images are refused if so strong a tie to the labels is less likely than this
@@ -84,7 +87,7 @@ def robust_dataset(
     seed: int = 0,
     kind: str = "robust",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: bool | str = "auto",
     **how: Any,
 ) -> Dataset:
     """D_R or D_NR: for every training image x an unrelated image that has its features, with its label.
@@ -102,7 +105,7 @@ def robust_dataset(
         seed: of the draw of the starting images; without effect, and hence not allowed, if `starts` are given.
         kind: goes into the name of the data set.
         precision: "fp32" or "bf16", which is faster on a GPU and blurs the last features.
-        compile: whether to compile the model.
+        compile: whether to compile the model: "auto" (see `execution.choose`), True or False.
         how: `chunk`, `cache`, `progress`, `tick`, as in `random_label_dataset`.
 
     Raises:
@@ -123,11 +126,16 @@ def robust_dataset(
         "set": "inverted features", "model": digest(model), "layer": features.name, "data": _digest_of(data),
         "starts": _digest([began]), "steps": steps, "step": step, "precision": chosen.precision,
     }  # fmt: skip
-    fast = chosen.compiled(features)
+
+    @functools.cache  # not before there is something to build
+    def fast() -> nn.Module:
+        some = to_float(data.train_images[: how.get("chunk", CHUNK)].to(device))
+        work = steps * len(data.train_labels)
+        return execution.choose(chosen, features, some, work, how.get("cache")).compiled(features)
 
     def g(x: Tensor) -> Tensor:
         with chosen.autocast():
-            return fast(x).float()
+            return fast()(x).float()
 
     def make(span: slice, tick: Tick) -> Tensor:
         x, start = to_float(data.train_images[span].to(device)), to_float(began[span].to(device))
@@ -452,7 +460,7 @@ def _built(
     make: Callable[[slice, Tick], Tensor],
     *,
     ticks: int = 1,
-    chunk: int = 500,
+    chunk: int = CHUNK,
     cache: Path | None = None,
     progress: bool = True,
     tick: Tick = lambda: None,

@@ -10,11 +10,12 @@ import pandas as pd
 
 from rfnlib import experiments
 from rfnlib.claims import Finding
+from rfnlib.intervals import Estimate, Influence, interval, over_seeds
 from rfnlib.lab import Lab
 from rfnlib.scales import Scale
 from rfnlib.series import Flatness, Robustness, Series
 from rfnlib.specs import Step
-from rfnlib.transfer import DENOMINATORS, Estimate, Influence, interval, over_seeds
+from rfnlib.transfer import DENOMINATORS
 
 # --- C1 ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rfnlib import data, execution, models, objectives, records
+from rfnlib import data, execution, minimizers, models, objectives, records
 from rfnlib.attacks import IterativeAttack
 from rfnlib.experiments import (
     ADDED_TO,
@@ -214,7 +214,8 @@ def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
         per_epoch = n_train // spec.batch
         epochs = {spec.history_key(e * per_epoch, per_epoch) for e in range(1, int(last) + 1)} - seen
         seen.update(epochs)
-        a_step = {"SGD": 1, "SWA": 1, "GAM": 4}.get(spec.minimizer.method if spec.minimizer else "SGD", 2)
+        m = spec.minimizer
+        a_step = minimizers.method(m.method).passes_per_step(**dict(m.options)) if m else 1
         a_step *= objectives.PENALISED if spec.input_penalty else 1
         a_step += spec.adversary.passes if spec.adversary else 0
         passes, features = len(epochs) * per_epoch * spec.batch * a_step, spec.features

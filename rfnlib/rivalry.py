@@ -14,10 +14,10 @@ from rfnlib import experiments
 from rfnlib.attacks import IterativeAttack
 from rfnlib.claims import Finding
 from rfnlib.findings import WEAK, points, with_interval
+from rfnlib.intervals import Estimate, Influence, interval
 from rfnlib.lab import Lab
 from rfnlib.recipes import Recipe
 from rfnlib.series import Flatness, Robustness, Series
-from rfnlib.transfer import Estimate, Influence, interval
 
 # --- C7: other surrogates ---------------------------------------------------------------------------
 
@@ -95,7 +95,8 @@ class Rivalry:
 
 
 def _raised(estimate: Estimate, by: float) -> Estimate:
-    return replace(estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
+    raised = (estimate.bounds[0] + by, estimate.bounds[1] + by)
+    return replace(estimate, value=estimate.value + by, centre=estimate.centre + by, bounds=raised)
 
 
 def c7(lab: Lab) -> Rivalry:

@@ -12,7 +12,6 @@ from rfnlib.attacks import BIM, IterativeAttack
 from rfnlib.measurements import At, Measurement
 from rfnlib.probes import Clean, Robustness, Sharpness, Transfer, ball
 from rfnlib.specs import (
-    AVERAGING,
     Adversary,
     Cosine,
     Cyclic,
@@ -205,7 +204,7 @@ class Scale:
         A mean of weights is worth taking only where they still move: as in SWA's recipe, its learning rate is halved
         halfway and stays.
         """
-        averaging = minimizer is not None and minimizer.method in AVERAGING
+        averaging = minimizer is not None and minimizer.average_from is not None
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)
         return self.surrogate(schedule, seed, minimizer, arch)
 

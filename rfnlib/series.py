@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rfnlib import transfer
+from rfnlib import intervals, transfer
 from rfnlib.specs import TrainSpec
 
 
@@ -30,7 +30,7 @@ class Series:
 
     def at(
         self, epoch: float, denominator: str = transfer.DEFAULT, targets: list[int] | None = None
-    ) -> transfer.Influence:
+    ) -> intervals.Influence:
         """The success rate at `epoch`, under `denominator`, over some or all (None) of the targets."""
         return transfer.influence(self.hits[nearest(self, epoch)], denominator, targets)
 
@@ -74,9 +74,9 @@ class Robustness:
     def end(self) -> float:
         return self.epochs[-1]
 
-    def at(self, epoch: float, attack: str = "none") -> transfer.Influence:
+    def at(self, epoch: float, attack: str = "none") -> intervals.Influence:
         """The accuracy at `epoch` under `attack`."""
-        return transfer.share(self.stands[attack][:, nearest(self, epoch)])
+        return intervals.share(self.stands[attack][:, nearest(self, epoch)])
 
 
 def nearest(run: Series | Flatness | Robustness, epoch: float) -> int:

@@ -143,16 +143,14 @@ def _check(schedule: Any) -> None:
 
 # --- minimizers -------------------------------------------------------------------------------------
 
-METHODS = ("SAM", "ASAM", "GSAM", "AGSAM", "GNP", "LookSAM", "GAM", "WASAM", "SWA")  # names in `rfnlib.minimizers`
-AVERAGING = ("WASAM", "SWA")
-
-
 @dataclass(frozen=True)
 class Minimizer:
     """A method of `rfnlib.minimizers` around SGD. RFN is SAM with a large `rho`, and has no name of its own here.
 
+    Whether there is such a method, and takes these options, is known where it trains: see `training.train`.
+
     Attributes:
-        method: one of `METHODS`.
+        method: a name in `minimizers.METHODS`.
         rho: radius of the neighbourhood, in units of the weights; 0 for SWA, which has none.
         warmup: epochs over which ρ rises linearly from 0.
         average_from: the epoch after which WASAM and SWA take the weights into their mean, once an epoch. From
@@ -167,18 +165,16 @@ class Minimizer:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.method in METHODS, f"method is {self.method!r}; give one of {', '.join(METHODS)}.")
+        named = isinstance(self.method, str) and self.method.isidentifier()
+        require(named, f"method is {self.method!r}; give the name of a minimizer, such as 'SAM'.")
         for name in ("rho", "warmup"):
             value = getattr(self, name)
             require(is_number(value, 0), f"{name} is {value!r}; give a number of 0 or more.")
-        swa = self.method == "SWA"
-        require(swa == (self.rho == 0), f"rho is {self.rho} with {self.method}; give 0 to SWA, more to the others.")
-        given, means = self.average_from, self.method in AVERAGING
-        fine = given is None if not means else is_number(given, 0)
-        wanted = "an epoch of 0 or more" if means else f"None, since {self.method} averages no weights"
-        require(fine, f"average_from is {given!r}; give {wanted}.")
-        named = sorted((str(name), _tuple(value)) for name, value in dict(self.options).items())
-        object.__setattr__(self, "options", tuple(named))
+        start = self.average_from
+        fine = start is None or is_number(start, 0)
+        require(fine, f"average_from is {start!r}; give an epoch of 0 or more, or None.")
+        options = sorted((str(name), _tuple(value)) for name, value in dict(self.options).items())
+        object.__setattr__(self, "options", tuple(options))
 
 
 def _tuple(value: Any) -> Any:

@@ -74,6 +74,9 @@ class Surrogate(nn.Module):
             (without gradients) returns the mean of their log-probabilities.
     """
 
+    passes = 1  # of the networks inside, for one of its own
+    folds = False  # whether it calls `members` as they are, so that these may be folded: see `folding`
+
     def __init__(self) -> None:
         super().__init__()
         self.passed = 0
@@ -124,6 +127,11 @@ class SkipGradient(Surrogate):
         require_number("gamma", gamma, 0, 1)
         self.model, self.gamma = model, gamma
         self._branches = [block.branch for block in _found(_blocks, model)]
+
+    @property
+    def passes(self) -> float:
+        """Those of what it wraps."""
+        return getattr(self.model, "passes", 1)
 
     def at_iteration(self, batch: Batch) -> list[Function]:
         return [partial(self._decayed, function) for function in at_iteration(self.model, batch)]
@@ -184,6 +192,11 @@ class GhostNetwork(Surrogate):
         found = _found(_blocks if skip else _inner_convolutions, model)
         self._places = [block.shortcut for block in found] if skip else found
 
+    @property
+    def passes(self) -> float:
+        """Those of what it wraps."""
+        return getattr(self.model, "passes", 1)
+
     def at_iteration(self, batch: Batch) -> list[Function]:
         numbers = replace(batch, seed=GHOSTS + self.seed, calls=0)
         return [partial(self._eroded, numbers, function) for function in at_iteration(self.model, batch)]
@@ -233,6 +246,28 @@ def _hooked(modules: Iterable[nn.Module], hook: Callable[..., Tensor], before: b
             handle.remove()
 
 
+class Logits(nn.Module):
+    """The logits of a model that returns them among other things, or under a name.
+
+    >>> model = Logits(lambda x: {"logits": x.flatten(1), "loss": None}, "logits")
+    >>> model(torch.zeros(2, 3, 1, 1)).shape
+    torch.Size([2, 3])
+
+    Args:
+        model: a module, or a function.
+        pick: the key or the position of the logits in what it returns, or a function that takes them out of it.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Any], pick: str | int | Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.pick = model, pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        returned = self.model(x)
+        return self.pick(returned) if callable(self.pick) else returned[self.pick]
+
+
 # --- several networks --------------------------------------------------------------------------------------
 
 
@@ -269,11 +304,18 @@ class Ensemble(Surrogate):
         AttackError: no members, or one that is an ensemble over losses itself.
     """
 
+    folds = True
+
     def __init__(self, members: Iterable[nn.Module], over: str = "logits") -> None:
         super().__init__()
         known = [*FUSIONS, "losses"]
         require(over in known, f"over is {over!r}; give one of {', '.join(map(repr, known))}.")
         self.members, self.over = _members(members), over
+
+    @property
+    def passes(self) -> float:
+        """The sum of its members'."""
+        return sum(getattr(member, "passes", 1) for member in self.members)
 
     def at_iteration(self, batch: Batch) -> list[Function]:
         functions = [at_iteration(member, batch) for member in self.members]
@@ -304,10 +346,17 @@ class Cycle(Surrogate):
         AttackError: no members.
     """
 
+    folds = True
+
     def __init__(self, members: Iterable[nn.Module], seed: int = 0) -> None:
         super().__init__()
         require_seed(seed)
         self.members, self.seed = _members(members), seed
+
+    @property
+    def passes(self) -> float:
+        """The mean of its members'."""
+        return sum(getattr(member, "passes", 1) for member in self.members) / len(self.members)
 
     def at_iteration(self, batch: Batch) -> Sequence[Function]:
         turn, place = divmod(batch.iteration, len(self.members))

@@ -25,7 +25,7 @@ from rfnlib import adversaries, attacks, data, execution, minimizers, models, ob
 from rfnlib.files import write_atomic
 from rfnlib.keys import canonical, stream
 from rfnlib.progress import Progress
-from rfnlib.specs import AVERAGING, SpecError, TrainSpec, require
+from rfnlib.specs import Minimizer, SpecError, TrainSpec, require
 
 
 class TrainingDiverged(FloatingPointError):
@@ -138,13 +138,13 @@ def train(
         DiskFull: no room for a snapshot; everything finished is kept.
     """
     require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
+    if spec.minimizer:
+        _method(spec.minimizer)
     dataset = dataset or data.load(spec.data).subset(spec.n_train)
     per_epoch = steps_per_epoch(spec, dataset)
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
     kept = set(_iterations(keep, spec, per_epoch)) | {max(wanted, default=0)}
-    passes = 1 + (spec.adversary.passes if spec.adversary else 0)
-    work = spec.epochs * len(dataset.train_labels) * passes
-    how = execution.resolve(device, precision, compile, channels_last, work=work)
+    how = execution.resolve(device, precision, compile, channels_last)
     folder = cache or paths.cache_dir()
 
     def trained(other: TrainSpec) -> nn.Module:
@@ -183,13 +183,17 @@ def _run(
     start = _latest_state(folder, spec, per_epoch, before=todo[0])
     model = how.place(model).train()
     optimizer = _optimizer(spec, model, per_epoch)
+    images = dataset.train_images.to(how.device)
+    labels = dataset.train_labels.to(how.device)
+    if not spec.input_penalty:  # whose objective needs second derivatives, which compiled networks have none of
+        passes = 1 + (spec.adversary.passes if spec.adversary else 0)
+        example = data.to_float(images[: spec.batch]).contiguous(memory_format=how.layout)
+        how = execution.choose(how, model, example, (todo[-1] - start) * spec.batch * passes, folder)
     forward = how.compiled(model)
     objective = objectives.of(spec, model, forward, witness, how)
     adversary = adversaries.of(spec, forward, how)
     if start:
         _restore(_file(folder, "state", spec, start, per_epoch), model, optimizer, adversary)
-    images = dataset.train_images.to(how.device)
-    labels = dataset.train_labels.to(how.device)
     drawn = torch.Generator()
     own_states: list[Path] = []
 
@@ -267,15 +271,33 @@ def _optimizer(spec: TrainSpec, model: nn.Module, per_epoch: int) -> torch.optim
     m = spec.minimizer
     if m is None:
         return sgd
-    options = dict(m.options)
-    if m.method in AVERAGING:
+    method, options = _method(m), dict(m.options)
+    if method.averages:
         options |= {"start": round(m.average_from * per_epoch), "every": per_epoch}
-    if m.method != "SWA":
+    if method.perturbs:
         options["rho"] = minimizers.warmup(m.rho, round(m.warmup * per_epoch)) if m.warmup else m.rho
     try:
-        return getattr(minimizers, m.method)(model, sgd, **options)
+        return method(model, sgd, **options)
     except (TypeError, minimizers.MinimizerError) as error:
         raise SpecError(f"{m.method} does not take {dict(m.options)}: {error}") from error
+
+
+def _method(m: Minimizer) -> type[minimizers.SAM]:
+    """The class that `m` names.
+
+    Raises:
+        SpecError: there is none, or `m` gives it a ρ or a mean of weights that it does not have, or leaves it out.
+    """
+    try:
+        method = minimizers.method(m.method)
+    except minimizers.MinimizerError as error:
+        raise SpecError(str(error)) from error
+    wanted = "a number above 0" if method.perturbs else "0, for it has no neighbourhood"
+    require(method.perturbs == (m.rho > 0), f"rho is {m.rho} with {m.method}; give {wanted}.")
+    wanted = "an epoch of 0 or more" if method.averages else f"None, since {m.method} averages no weights"
+    given = m.average_from is not None
+    require(method.averages == given, f"average_from is {m.average_from} with {m.method}; give {wanted}.")
+    return method
 
 
 def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:

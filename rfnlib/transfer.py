@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from rfnlib.attacks import IterativeAttack
-from rfnlib.transforms import require, require_whole
+from rfnlib.attacks import Function, IterativeAttack, frozen
+from rfnlib.checks import logits_of, require_images
+from rfnlib.intervals import Estimate, Influence, interval
+from rfnlib.transforms import AttackError, require, require_whole
 
 DENOMINATORS = {
     "all-targets-correct": "images that every target classifies correctly (the authors' rule)",
@@ -26,22 +27,34 @@ DEFAULT = "all-targets-correct"
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Predicted classes, int64 (N,), of `images` (N, C, H, W) in [0, 1], in eval mode; modes are restored."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
-    finally:
-        for m, training in modes:
-            m.training = training
+def predict(model: Function, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Predicted classes, int64 (N,): the largest logit's.
+
+    Args:
+        model: a module, put in eval mode meanwhile and left as found; or a function.
+        images: float (N, C, H, W) in [0, 1], on the model's device.
+        batch_size: images predicted together.
+
+    Raises:
+        AttackError: images that are no such tensor, what is no logits, or logits of which none is the largest: NaN
+            must not pass for a wrong class, as which it would count for a success of the attack.
+    """
+    require_images(images, AttackError)
+    if not len(images):
+        return torch.zeros(0, dtype=torch.int64, device=images.device)
+    with frozen([model]):
+        logits = torch.cat([logits_of(model, part, AttackError) for part in images.split(batch_size)])
+    lost = int((~logits.amax(1).isfinite()).sum())
+    way_out = "so they are of no class; look for what overflows, as it does in half precision"
+    require(not lost, f"the logits of {lost} of {len(images)} images are not finite, {way_out}.")
+    return logits.argmax(1)
 
 
 # --- robust accuracy -----------------------------------------------------------------------------------------------
 
 
 def is_robust(
-    model: nn.Module,
+    model: Function,
     images: Tensor,
     labels: Tensor,
     attack: IterativeAttack,
@@ -78,7 +91,7 @@ def is_robust(
 
 
 def robust_accuracy(
-    model: nn.Module, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
+    model: Function, images: Tensor, labels: Tensor, attack: IterativeAttack, restarts: int = 1, batch_size: int = 256
 ) -> float:
     """The share of images that `is_robust` finds so, of all that are given (Madry et al. 2018, ICLR)."""
     require(len(images) > 0, "there are no images; give at least one.")
@@ -133,36 +146,6 @@ class Hits:
         raise ValueError(f"denominator is {denominator!r}; give one of {', '.join(map(repr, DENOMINATORS))}.")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A rate, or a difference of rates, with its confidence interval (not clipped to [0, 1]) and what it rests on."""
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-    images: int
-
-
-@dataclass(frozen=True)
-class Influence:
-    """A rate and each observation's influence on it: what intervals, and those of differences, are made of.
-
-    For a ratio R = Σ m·y / Σ m the influence is z = m·(y − R)/mean(m), whose mean is 0 and whose
-    spread is that of R (linearisation, Särndal et al. 1992, §5.5). `z` is (S, N): averaged over targets.
-    """
-
-    value: float
-    z: np.ndarray
-    images: int
-
-    def __sub__(self, other: Influence) -> Influence:
-        """The paired difference: same seeds, same images."""
-        if self.z.shape != other.z.shape:
-            raise ValueError(f"paired rates need the same seeds and images, not {self.z.shape} and {other.z.shape}.")
-        return Influence(self.value - other.value, self.z - other.z, min(self.images, other.images))
-
-
 def influence(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None = None) -> Influence:
     """Success rate, the mean over `targets` (None: all) of each target's rate, with its influence.
 
@@ -178,67 +161,9 @@ def influence(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None 
     if not (share > 0).all():
         raise ValueError(f"no image counts under {denominator!r}; use more images, or the denominator 'all'.")
     rate = (m * y).mean((0, 1)) / share
-    z = (m * (y - rate) / share).mean(2)
-    return Influence(float(rate.mean()), z, int(m.any((0, 2)).sum()))
-
-
-def share(outcomes: np.ndarray) -> Influence:
-    """The share of images for which something holds, bool (S, N), with its influence: the simplest rate."""
-    value = float(outcomes.mean())
-    return Influence(value, outcomes - value, outcomes.shape[1])
-
-
-def average(rates: list[Influence]) -> Influence:
-    """The mean of several rates (or differences) over the same seeds and images."""
-    if len({r.z.shape for r in rates}) != 1:
-        raise ValueError(f"an average needs rates of the same seeds and images, not {[r.z.shape for r in rates]}.")
-    value = float(np.mean([r.value for r in rates]))
-    return Influence(value, np.mean([r.z for r in rates], axis=0), min(r.images for r in rates))
-
-
-def interval(rate: Influence, confidence: float = 0.95) -> Estimate:
-    """A confidence interval over images *and* seeds.
-
-    Seeds and images are crossed random effects: z = seed + image + rest, and
-
-        Var(mean) = (MS_seed + MS_image − MS_rest) / (S·N)
-
-    from the mean squares of the two-way table (Searle et al. 1992, §4.5), with Satterthwaite's degrees
-    of freedom and Student's t. With one seed the interval covers images alone: `seeds` says so.
-
-    Raises:
-        ValueError: fewer than two images, which do not tell how images vary.
-    """
-    s, n = rate.z.shape
-    if n < 2:
-        raise ValueError(f"an interval over images needs at least 2 of them, not {n}.")
-    z = rate.z - rate.z.mean()
-    if s == 1:
-        ms_image, ms_seed, ms_rest = z.var(ddof=1), 0.0, 0.0
-        total, freedom = ms_image, n - 1
-    else:
-        by_seed, by_image = z.mean(1), z.mean(0)
-        rest = z - by_seed[:, None] - by_image[None, :]
-        ms_seed = n * by_seed.var(ddof=1)
-        ms_image = s * by_image.var(ddof=1)
-        ms_rest = (rest**2).sum() / ((s - 1) * (n - 1))
-        # Below the pure noise the difference is an accident of estimation.
-        total = max(ms_seed + ms_image - ms_rest, ms_seed, ms_image)
-        spread = ms_seed**2 / (s - 1) + ms_image**2 / (n - 1) + ms_rest**2 / ((s - 1) * (n - 1))
-        freedom = total**2 / spread if spread > 0 else s - 1
-    half = stats.t.ppf((1 + confidence) / 2, max(freedom, 1.0)) * np.sqrt(total / (s * n))
-    return Estimate(rate.value, rate.value - half, rate.value + half, s, rate.images)
-
-
-def over_seeds(values: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """The mean of one value a seed (S,), with Student's interval on S − 1 degrees of freedom.
-
-    For what is one number a surrogate (a sharpness, an accuracy), so that only seeds vary. With one seed the
-    interval is the whole line. `images` is 0: none were counted.
-    """
-    s, mean = len(values), float(np.mean(values))
-    half = stats.t.ppf((1 + confidence) / 2, s - 1) * np.std(values, ddof=1) / np.sqrt(s) if s > 1 else np.inf
-    return Estimate(mean, mean - half, mean + half, s, 0)
+    counted = m.any((0, 2))
+    apart = counted[:, None] * (rate - rate.mean()) / counted.mean()  # nothing on the mean of the targets
+    return Influence(float(rate.mean()), m * (y - rate) / share + apart, counted, (0.0, 1.0))
 
 
 def success(hits: Hits, denominator: str = DEFAULT, targets: list[int] | None = None) -> Estimate:

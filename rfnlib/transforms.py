@@ -23,12 +23,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rfnlib import checks
 from rfnlib.checks import is_number, is_whole
 
 MODES = ("bilinear", "nearest")
@@ -36,6 +38,9 @@ MODES = ("bilinear", "nearest")
 
 class AttackError(ValueError):
     """Arguments that an attack cannot work with."""
+
+
+require = partial(checks.require, error=AttackError)
 
 
 # --- the examples at hand, and their random numbers --------------------------------------------------------
@@ -116,14 +121,15 @@ class Ball:
         if self.norm == "linf":
             return gradient.sign()
         # An image whose gradient vanishes stays where it is, instead of turning into NaN.
-        return gradient / norms(gradient).clamp_min(1e-12)
+        return (gradient / norms(gradient).clamp_min(1e-12)).to(gradient)
 
     def scaled(self, gradient: Tensor) -> Tensor:
         """g/‖g‖ as in `IterativeAttack`: about as long as the direction, but not bent by the sign."""
-        sizes = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        sizes = widened(gradient).abs().flatten(1).mean(1)
+        sizes = sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
         if self.norm == "l2":
             sizes = sizes * math.sqrt(gradient[0].numel())
-        return gradient / sizes.view(-1, 1, 1, 1)
+        return (gradient / sizes.view(-1, 1, 1, 1)).to(gradient)
 
     def project(self, adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point to `adv` in the ball around x, then clipped to [0, 1]."""
@@ -131,7 +137,7 @@ class Ball:
             near = torch.minimum(torch.maximum(adv, x - self.radius), x + self.radius)
         else:
             offset = adv - x
-            near = x + offset * (self.radius / norms(offset).clamp_min(1e-12)).clamp_max(1.0)
+            near = (x + offset * (self.radius / norms(offset).clamp_min(1e-12)).clamp_max(1.0)).to(x)
         return near.clamp(0.0, 1.0)
 
     def noise(self, x: Tensor, batch: Batch) -> Tensor:
@@ -144,8 +150,32 @@ class Ball:
 
 
 def norms(batch: Tensor) -> Tensor:
-    """‖·‖₂ of each image, of a shape that divides the batch: (N, 1, 1, 1)."""
-    return batch.flatten(1).norm(dim=1).view(-1, *[1] * (batch.dim() - 1))
+    """‖·‖₂ of each image, in float32 at least and of a shape that divides the batch: (N, 1, 1, 1).
+
+    >>> norms(torch.full((1, 1, 2, 2), 2.0**-24, dtype=torch.float16)).item() == 2.0**-23
+    True
+    """
+    return widened(batch).flatten(1).norm(dim=1).view(-1, *[1] * (batch.dim() - 1))
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32, unless it has more digits: 1e-12 is 0 in float16, and a step of 1/255 often none in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def narrowed(adv: Tensor, x: Tensor) -> Tensor:
+    """`adv` in the type of `x`, no pixel farther from x than it was: rounding does not leave a ball around x.
+
+    >>> x = torch.tensor([0.5], dtype=torch.bfloat16)  # the next numbers are 0.498 and 0.504
+    >>> narrowed(torch.tensor([0.503]), x).item(), narrowed(torch.tensor([0.498]), x).item()
+    (0.5, 0.498046875)
+    """
+    if adv.dtype == x.dtype:
+        return adv
+    near = adv.to(x.dtype)
+    far = (near.to(adv) - x).abs() > (adv - x).abs()
+    inward = near.view(torch.int16) + (x - near).sign().to(torch.int16)  # numbers of one sign are in order as integers
+    return torch.where(far, inward.view(x.dtype), near)
 
 
 # --- views -------------------------------------------------------------------------------------------------
@@ -503,12 +533,6 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 # --- checks and names ------------------------------------------------------------------------------------------------
-
-
-def require(ok: bool, message: str) -> None:
-    """Raise `AttackError(message)` unless `ok`."""
-    if not ok:
-        raise AttackError(message)
 
 
 def require_number(name: str, value: Any, low: float, high: float = math.inf) -> None:

@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rfnlib import claims, scales
 from rfnlib.claims import Finding, announce, table, verdict
 from rfnlib.findings import judge_decay_peak
+from rfnlib.intervals import Estimate
 from rfnlib.series import Series
-from rfnlib.transfer import Estimate, Hits
+from rfnlib.transfer import Hits
 
 EPOCHS = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
@@ -68,7 +70,8 @@ def test_each_comparison_is_the_difference_it_names():
 
 def test_the_table_names_the_sign_of_each_interval():
     def finding(low, high):
-        estimate = Estimate((low + high) / 2, low, high, 3, 100)
+        middle = (low + high) / 2
+        estimate = Estimate(middle, middle, (high - low) / 2 / stats.t.ppf(0.975, 5), 5, 3, 100)
         return Finding("a run", f"{low}", estimate, estimate)
 
     shown = table([finding(0.01, 0.03), finding(-0.02, 0.02), finding(-0.3, -0.1)])

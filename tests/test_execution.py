@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from rfnlib import execution
-from rfnlib.execution import WORTH_COMPILING, Execution, resolve
+from rfnlib.execution import Execution, choose, resolve
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def machine(monkeypatch):
 
 def test_auto_on_a_plain_cpu_is_fp32_channels_last_and_not_compiled(machine):
     machine()
-    assert resolve(work=10**9) == Execution("cpu", "fp32", False, True)
+    assert resolve() == Execution("cpu", "fp32", False, True)
 
 
 def test_auto_on_a_gpu_is_cuda_in_bf16(machine):
@@ -68,18 +69,16 @@ def test_emulated_bf16_on_a_gpu_does_not_count(machine, monkeypatch):
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++", "c++"])
-def test_auto_compiles_where_there_is_a_compiler_and_enough_work(compiler, machine):
+def test_auto_leaves_compiling_to_choose_where_there_is_a_compiler(compiler, machine):
     machine(programs=(compiler,))
-    assert resolve(work=WORTH_COMPILING).compile is True
-    assert resolve(work=WORTH_COMPILING - 1).compile is False
-    assert resolve().compile is False
+    assert resolve().compile is None
     assert resolve(compile=True).compile is True
-    assert resolve(compile=False, work=10**9).compile is False
+    assert resolve(compile=False).compile is False
 
 
 def test_without_a_cpp_compiler_auto_does_not_compile_and_true_is_refused(machine):
     machine(programs=("gcc",))  # a C compiler will not do
-    assert resolve(work=10**9).compile is False
+    assert resolve().compile is False
     with pytest.raises(ValueError, match=r"compile is True, but no C\+\+ compiler .* give False"):
         resolve(compile=True)
 
@@ -151,3 +150,194 @@ def test_the_description_is_json_that_names_no_host():
         "device": "cpu", "precision": "fp32", "compile": False, "channels_last": True,
     }  # fmt: skip
     assert platform.node() not in how.values() and how["hardware"].startswith(platform.machine())
+
+
+# --- compiling --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inductor(monkeypatch):
+    """Inductor replaced by something quick, and what it was asked for: a graph to run as it is, and the settings."""
+    from torch._inductor import compile_fx
+
+    asked = []
+
+    def quick(graph, inputs, config_patches):
+        asked.append(config_patches)
+        return graph.forward
+
+    monkeypatch.setattr(compile_fx, "compile_fx", quick)
+    yield asked
+    torch._dynamo.reset()
+
+
+def test_a4_more_than_eight_graphs_in_a_process_are_all_compiled(inductor):
+    how, layers = Execution(compile=True), []
+    for width in range(1, 11):  # one piece of code, as all networks of an architecture are
+        layers.append(nn.Sequential(nn.Linear(width, 2)))
+        forward = how.compiled(layers[-1])
+        x = torch.ones(3, width)
+        assert torch.equal(forward(x), layers[-1](x))
+        assert len(how.graphs) == width
+    for n in range(4, 14):  # batches
+        forward(torch.ones(n, 10))
+    assert len(how.graphs) == 20
+    forward(torch.ones(7, 10))
+    assert len(how.graphs) == 20  # known already: shapes are not symbolic, but they are remembered
+
+
+def test_a4_a_description_says_what_was_compiled_and_not_what_was_asked_for(inductor):
+    how = Execution(compile=True)
+    forward = how.compiled(nn.Linear(2, 2))
+    assert how.describe()["compile"] is False
+    forward(torch.ones(1, 2))
+    assert how.describe()["compile"] is True and Execution(compile=True).describe()["compile"] is False
+
+
+def test_a5_kernels_of_one_thread_and_of_two_have_different_keys_in_the_cache_of_compiled_kernels(inductor):
+    from torch._inductor import config
+
+    threads, keys = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            Execution(compile=True).compiled(nn.Linear(2, 2))(torch.ones(1, 2))
+            with config.patch(inductor[-1]):
+                keys.append(config.save_config_portable(ignore_private_configs=False))  # as torch's cache has it
+    finally:
+        torch.set_num_threads(threads)
+    assert {k for k in keys[0] if keys[0][k] != keys[1][k]} == {"cpp.threads"}
+
+
+# --- choosing ---------------------------------------------------------------------------------------
+
+
+class Slow(nn.Module):
+    """A network whose pass takes `eager` milliseconds on the fixture `clock`, and `compiled` when compiled."""
+
+    def __init__(self, eager: float, compiled: float) -> None:
+        super().__init__()
+        self.eager, self.compiled, self.head = eager, compiled, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+    def extra_repr(self):
+        return f"{self.eager}, {self.compiled}"
+
+
+@pytest.fixture
+def clock(monkeypatch, machine):
+    """A clock that a pass through `Slow` moves on, and compiling by `compiling` seconds; `compiled` counts it."""
+    machine(programs=("g++",))
+
+    class Clock:
+        now, compiling, compiled = 0.0, 10.0, 0
+
+    def compiled(self, model):
+        if not self.compile:
+            return model
+        Clock.compiled += 1
+        once = [Clock.compiling]
+
+        def forward(x):
+            Clock.now += (once.pop() if once else 0.0) + (model.compiled - model.eager) / 1e3
+            return model(x)
+
+        return forward
+
+    plain = Slow.forward
+
+    def tick(self, x):
+        Clock.now += self.eager / 1e3
+        return plain(self, x)
+
+    monkeypatch.setattr(Execution, "compiled", compiled)
+    monkeypatch.setattr(Slow, "forward", tick)
+    monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+X = torch.rand(10, 1, 2, 2)
+
+
+def test_choose_compiles_what_is_faster_for_as_long_as_there_is_work(clock, tmp_path):
+    # 10 images a batch: eager 100 ms, compiled 50 ms, compiling 10 s, so 10,000 batches save 490 s
+    assert choose(resolve("cpu"), Slow(100, 50), X, 100_000, tmp_path).compile is True
+    assert choose(resolve("cpu"), Slow(100, 101), X, 100_000, tmp_path).compile is False
+    clock.compiling = 600.0
+    assert choose(resolve("cpu"), Slow(100, 51), X, 100_000, tmp_path).compile is False
+    assert choose(resolve("cpu"), Slow(100, 51), X, 200_000, tmp_path).compile is True
+
+
+def test_choose_does_not_compile_to_measure_where_the_work_could_not_repay_it(clock, tmp_path):
+    assert choose(resolve("cpu"), Slow(15, 1), X, 60_000, tmp_path).compile is False  # 90 s of work
+    assert clock.compiled == 0
+    assert choose(resolve("cpu"), Slow(15, 1), X, 80_000, tmp_path).compile is True
+    assert clock.compiled == 1
+
+
+def test_choose_begins_short_work_at_once(clock, tmp_path):
+    assert choose(resolve("cpu"), Slow(1e6, 1), X, execution.WORTH_MEASURING - 1, tmp_path).compile is False
+    assert clock.now == 0 and not list(tmp_path.iterdir())
+
+
+def test_choose_does_as_it_is_told(clock, tmp_path):
+    for told in (True, False):
+        assert choose(resolve("cpu", compile=told), Slow(100, 1), X, 10**9, tmp_path).compile is told
+    assert clock.now == 0 and not list(tmp_path.iterdir())
+
+
+def test_choose_measures_once_for_each_of_what_speed_depends_on(clock, tmp_path):
+    def measured(how=None, model=None, images=X):
+        before = clock.now
+        choose(how or resolve("cpu"), model or Slow(100, 50), images, 10**6, tmp_path)
+        return clock.now > before
+
+    wider, frozen = Slow(100, 50), Slow(100, 50).requires_grad_(False)
+    wider.extra = nn.Linear(2, 2)
+    assert measured() and not measured()
+    assert measured(model=wider) and measured(model=frozen) and measured(model=Slow(100, 50).eval())
+    assert measured(images=X[:5]) and measured(resolve("cpu", "bf16")) and measured(resolve("cpu", channels_last=False))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert measured()
+    finally:
+        torch.set_num_threads(threads)
+    assert not measured()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1.0]", '{"eager": "1"}', '{"eager": -1.0}', '{"compiled": 1.0}', "\0"])
+def test_damaged_speeds_are_measured_again(content, clock, tmp_path):
+    assert choose(resolve("cpu"), Slow(100, 50), X, 10**6, tmp_path).compile is True
+    (path,) = tmp_path.rglob("*.json")
+    good = path.read_text()
+    path.write_text(content)
+    assert choose(resolve("cpu"), Slow(100, 50), X, 10**6, tmp_path).compile is True
+    assert json.loads(path.read_text()) == pytest.approx(json.loads(good))
+
+
+def test_choose_leaves_network_and_random_numbers_as_they_were(tmp_path, monkeypatch, inductor):
+    monkeypatch.setattr(execution, "can_compile", lambda device: True)
+    monkeypatch.setattr(execution, "SECONDS_TO_COMPILE", 0.0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2)).train()
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    how = choose(resolve("cpu"), model, X, 10**9, tmp_path)
+    assert how.compile in (True, False) and len(inductor) >= 1 and how.graphs == []
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random) and all(p.grad is None for p in model.parameters())
+
+
+def test_where_the_compiler_fails_auto_does_without(tmp_path, monkeypatch):
+    from torch._inductor import compile_fx
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("g++: fatal error")
+
+    monkeypatch.setattr(compile_fx, "compile_fx", fail)
+    monkeypatch.setattr(execution, "can_compile", lambda device: True)
+    monkeypatch.setattr(execution, "SECONDS_TO_COMPILE", 0.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert choose(resolve("cpu"), model, X, 10**9, tmp_path).compile is False
+    torch._dynamo.reset()

@@ -333,7 +333,7 @@ def test_a_series_answers_for_the_epochs_it_was_probed_at(computed):
     expected = hits.adv_wrong[:, counted].mean((0, 1)).mean()
     assert found.at(1.5).value == pytest.approx(expected)
     assert found.at(1.51).value == found.at(1.5).value
-    assert found.at(1.5).z.shape == (2, 30)
+    assert found.at(1.5).z.shape == (2, 30, 2)
 
 
 @pytest.mark.parametrize("epoch", [0, 1.2, 2.5, 4])

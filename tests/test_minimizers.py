@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -13,7 +15,9 @@ import torch.nn.functional as F
 from pytorch_optimizer.optimizer.utils import disable_running_stats, enable_running_stats
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rfnlib import buffers, data, minimizers, vectors
 from rfnlib.minimizers import (
     AGSAM,
     ASAM,
@@ -417,7 +421,7 @@ def test_agsam_with_alpha_0_is_asam_and_with_unit_scaling_gsam():
 
 
 def test_rfn_is_sam_with_a_large_rho_and_wasam_trains_as_sam():
-    assert same_bits(*pair(RFN, lambda *a, **o: SAM(*a, rho=0.3, **o)))
+    assert same_bits(*pair(RFN, lambda *a, **o: SAM(*a, rho=0.2, **o)))
     assert same_bits(*pair(WASAM, SAM))
 
 
@@ -841,3 +845,463 @@ def test_other_bad_arguments_are_rejected():
     for bad in (lambda: warmup(-1, 3), lambda: warmup(0.1, -3), lambda: constant(-1)):
         with pytest.raises(MinimizerError, match="give a"):
             bad()
+
+
+# --- what came silently ---------------------------------------------------------------------------------
+
+
+class ComplexQuadratic(nn.Module):
+    """L(z) = ‖A z‖² − Re⟨b, z⟩ for complex z in two tensors; as `real`, the same in real and imaginary parts."""
+
+    def __init__(self, real: bool = False):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        a = torch.randn(5, 5, dtype=torch.complex128, generator=generator)
+        z, self.b = torch.randn(2, 5, dtype=torch.complex128, generator=generator)
+        self.a, self.real = a, real
+        self.parts = nn.ParameterList(torch.view_as_real(p).clone() if real else p.clone() for p in (z[:2], z[2:]))
+
+    def z(self):
+        parts = [torch.view_as_complex(p) if self.real else p for p in self.parts]
+        return torch.cat(parts)
+
+    def forward(self):
+        return (self.a @ self.z()).abs().square().sum() + (self.b.conj() * self.z()).real.sum()
+
+
+@pytest.mark.parametrize("name", sorted(PERTURBING.keys() - {"ASAM", "AGSAM"}))  # their T is the modulus
+def test_complex_weights_train_as_their_real_and_imaginary_parts(name):
+    """`dot` did not conjugate: GSAM, LookSAM and GAM went elsewhere."""
+    models = ComplexQuadratic(), ComplexQuadratic(real=True)
+    for model in models:
+        minimizer = PERTURBING[name](model, SGD, rho=0.2, lr=0.01, momentum=0.9, log=True)
+        for _ in range(7):
+            minimizer.step(plain_closure(minimizer, model))
+        assert -1 <= minimizer.last["cosine"] <= 1 or name == "LookSAM"
+    torch.testing.assert_close(models[0].z(), models[1].z(), rtol=1e-10, atol=1e-12)
+
+
+def test_asam_scales_complex_weights_by_their_modulus():
+    model = ComplexQuadratic()
+    minimizer = ASAM(model, SGD, rho=0.3, lr=0.0, scaled=lambda name: True)
+    z, seen = model.z().detach().clone(), []
+    minimizer.step(plain_closure(minimizer, model, seen=lambda: seen.append(model.z().detach().clone())))
+    assert float(((seen[1] - z) / (z.abs() + 0.01)).norm()) == pytest.approx(0.3, rel=1e-12)
+
+
+def plain_closure(minimizer, model, seen=lambda: None):
+    def run():
+        seen()
+        minimizer.zero_grad()
+        loss = model()
+        loss.backward()
+        return loss
+
+    return run
+
+
+@every_method
+def test_a_closure_without_backward_is_refused_in_one_sentence(name):
+    model = net()
+    minimizer = METHODS[name](model, lr=0.1)
+    x, y = batch()
+
+    def run():
+        minimizer.zero_grad()
+        return F.cross_entropy(model(x), y)
+
+    start = copy.deepcopy(model)
+    with pytest.raises(MinimizerError, match=r"^the closure left no gradients; let it call .*\(\)\.$"):
+        minimizer.step(run)
+    assert same_bits(model, start)
+
+
+@every_perturbing
+def test_gradients_of_old_are_not_taken_for_new_ones(name):
+    """As left by `loss.backward()` before the step, or by the step before."""
+    model = net()
+    minimizer = PERTURBING[name](model, lr=0.1)
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    for _ in range(2):
+        start = copy.deepcopy(model)
+        with pytest.raises(MinimizerError, match="left no gradients"):
+            minimizer.step(lambda: F.cross_entropy(model(x), y))
+        assert same_bits(model, start)
+        train(minimizer, model, 1)
+
+
+def test_a_backward_in_the_first_pass_only_is_refused_and_leaves_no_trace():
+    model = net()
+    minimizer = SAM(model, lr=0.1)
+    start, calls = copy.deepcopy(model), []
+    x, y = batch()
+
+    def run():
+        loss = F.cross_entropy(model(x), y)
+        if not calls:
+            loss.backward()
+        calls.append(1)
+        return loss
+
+    with pytest.raises(MinimizerError, match="left no gradients"):
+        minimizer.step(run)
+    assert same_bits(model, start) and len(calls) == 2
+
+
+def test_all_parameters_frozen_is_no_fault_of_the_closure():
+    model = net().requires_grad_(False)
+    minimizer = SWA(model, lr=0.1)
+    assert minimizer.step(lambda: F.cross_entropy(model(batch()[0]), batch()[1])).isfinite()
+
+
+@every_method
+def test_a_base_optimizer_of_another_model_is_refused_in_one_sentence(name):
+    model, other = net(), net()
+    with pytest.raises(MinimizerError, match=r"^7 of the 7 parameters of the base optimizer are not the model's;"):
+        METHODS[name](model, SGD(other.parameters()))
+    with pytest.raises(MinimizerError, match="1 of the 8 parameters"):
+        METHODS[name](model, SGD([*model.parameters(), nn.Parameter(torch.zeros(1))]))
+    METHODS[name](nn.ModuleList([model, other]), SGD([*model.parameters(), *other.parameters()]))
+
+
+# --- half precision -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_warned_of_where_rounding_takes_the_perturbation(dtype):
+    model = net(dtype=dtype)
+    minimizer = SAM(model, lr=0.01, rho=1e-4)
+    with pytest.warns(RuntimeWarning, match="round most of the perturbation away") as caught:
+        train(minimizer, model, 3)
+    assert len(caught) == 1 and minimizer.skipped == 0 and "lost" not in minimizer.last
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(SAM(model, lr=0.01, rho=0.5), model, 3)
+
+
+def test_the_norm_of_half_precision_gradients_does_not_overflow():
+    """Squares above 65504 made ‖g‖ infinite in float16, and SAM silently plain SGD."""
+    x = [torch.full((64,), 3e4, dtype=torch.float16), torch.ones(3, dtype=torch.float16)]
+    assert float(vectors.norm(x)) == pytest.approx(2.4e5, rel=1e-3)
+    assert float(vectors.dot(x, x)) == pytest.approx(5.76e10, rel=1e-3)
+    assert float(vectors.norm(vectors.scaled_to(1.0, x))) == pytest.approx(1, rel=1e-2)
+
+
+# --- training that stalls -------------------------------------------------------------------------------
+
+
+def digits_perceptron(rho, steps: int):
+    """A small perceptron on digits, where too large a radius holds the weights near their beginning."""
+    dataset = data.load("digits").subset(500)
+    x, y = data.to_float(dataset.train_images).flatten(1), dataset.train_labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ReLU(), nn.Linear(16, 10))
+    minimizer = SAM(model, SGD, rho=rho, lr=0.1, momentum=0.9)
+    drawn = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = torch.randint(len(y), (50,), generator=drawn)
+
+        def run(chosen=chosen):
+            minimizer.zero_grad()
+            loss = F.cross_entropy(model(x[chosen]), y[chosen])
+            loss.backward()
+            return loss
+
+        minimizer.step(run)
+    return minimizer
+
+
+def test_a_rho_that_holds_a_network_where_it_began_warns_once():
+    minimizer = digits_perceptron(1.0, 500)
+    assert minimizer.stalled() and minimizer.skipped == 0
+    with pytest.warns(RuntimeWarning, match="has not fallen in 500 steps: with rho = 1 training") as caught:
+        minimizer.state_dict()
+        minimizer.state_dict()
+    assert len(caught) == 1
+
+
+def test_the_default_of_rfn_and_a_large_rho_with_a_warmup_do_not_stall():
+    for rho in (0.2, warmup(1.0, 125)):
+        minimizer = digits_perceptron(rho, 500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            minimizer.state_dict()
+        assert not minimizer.stalled() and float(torch.stack([*minimizer._losses]).mean()) < 0.7
+
+
+# --- cost -----------------------------------------------------------------------------------------------
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what makes the processor wait for the device: a tensor read as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@every_method
+@pytest.mark.parametrize("log", [False, True])
+def test_a_step_waits_for_the_device_once_at_most(name, log):
+    model = net(dtype=torch.float32)
+    minimizer = METHODS[name](model, SGD, lr=0.1, momentum=0.9, fused=True, log=log)
+    train(minimizer, model, 1)
+    for i in range(1, 4):
+        run = closure(minimizer, model, i)
+        with Syncs() as syncs:
+            minimizer.step(run)
+        # On the processor `tolist` reads each of its numbers; on a device it copies them at once.
+        numbers = len(minimizer.last.keys() - {"rho", "skipped"}) if log else 0
+        assert syncs.count <= (0 if name == "SWA" and not log else 1 + numbers)
+
+
+def test_buffers_are_copied_by_type():
+    model = net(dtype=torch.float32)
+    held = buffers.hold(model)
+    expected = [b.clone() for b in model.buffers()]
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._foreach_copy_.default:
+                groups.append({t.dtype for t in args[0]})
+            return func(*args, **(kwargs or {}))
+
+    groups = []
+    model(batch(dtype=torch.float32)[0])
+    with Calls():
+        buffers.put_back(held)
+    assert sorted(map(str, groups)) == ["{torch.float32}", "{torch.int64}"]
+    assert all(map(torch.equal, model.buffers(), expected))
+
+
+@every_method
+def test_passes_a_step_are_told_without_building_and_are_those_taken(name):
+    options = {"k": 4} if name == "LookSAM" else {}
+    model = net()
+    minimizer = METHODS[name](model, lr=0.1, **options)
+    train(minimizer, model, 8)
+    kind = type(minimizer) if name == "RFN" else METHODS[name]
+    assert minimizer.passes == 8 * kind.passes_per_step(**options)
+
+
+# --- habits ---------------------------------------------------------------------------------------------
+
+
+def test_parameters_in_place_of_the_model_want_the_model_beside_them():
+    ours, other = net(), net()
+    with pytest.raises(MinimizerError, match=r"^parameters alone do not show the buffers .*; give the model"):
+        SAM(ours.parameters(), SGD, rho=0.1, lr=0.1)
+    train(SAM(ours.parameters(), SGD, rho=0.1, model=ours, **HEAVY), ours)
+    train(SAM(other, SGD, rho=0.1, **HEAVY), other)
+    assert same_bits(ours, other)
+    groups = [{"params": ours[:4].parameters(), "lr": 0.3}, {"params": ours[4:].parameters()}]
+    assert len(SAM(groups, SGD, rho=0.1, model=ours, lr=0.1).param_groups) == 2
+
+
+@every_method
+def test_schedulers_take_the_minimizer_itself(name):
+    """One that looks at the momentum, too; no warning about the order of steps."""
+    rates = []
+    for of in (lambda minimizer: minimizer, lambda minimizer: minimizer.base):
+        model = net()
+        minimizer = METHODS[name](model, SGD, lr=0.1, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(of(minimizer), 0.5, total_steps=6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for i in range(5):
+                train(minimizer, model, 1, first=i)
+                scheduler.step()
+        group = minimizer.base.param_groups[0]
+        rates.append((group["lr"], group["momentum"], flat(model.parameters())))
+    assert rates[0][:2] == rates[1][:2] and torch.equal(rates[0][2], rates[1][2])
+    assert rates[0][0] != 0.1 and isinstance(minimizer, torch.optim.Optimizer)
+
+
+def test_a_scheduler_on_the_minimizer_outlives_a_loaded_state():
+    model = net()
+    minimizer = SAM(model, SGD, **HEAVY)
+    train(minimizer, model, 2)
+    minimizer.load_state_dict(minimizer.state_dict())  # torch hangs up new groups
+    scheduler = torch.optim.lr_scheduler.StepLR(minimizer, 1, gamma=0.5)
+    train(minimizer, model, 1)
+    scheduler.step()
+    assert minimizer.base.param_groups[0]["lr"] == 0.05 and minimizer.state is minimizer.base.state
+
+
+def test_hooks_groups_and_copies_are_those_of_a_torch_optimizer():
+    model = net()
+    minimizer = SAM(model, SGD(model[:5].parameters(), **HEAVY), rho=0.1)
+    seen = []
+    minimizer.register_step_post_hook(lambda *_: seen.append("ours"))
+    minimizer.base.register_step_pre_hook(lambda *_: seen.append("base"))
+    minimizer.add_param_group({"params": model[6].parameters()})
+    torch.optim.lr_scheduler.StepLR(minimizer, 1)  # wraps `step`
+    start = copy.deepcopy(model)
+    train(minimizer, model, 2)
+    assert seen == ["base", "ours"] * 2 and not torch.equal(model[6].weight, start[6].weight)
+    twin = copy.deepcopy(minimizer)
+    before = flat(model.parameters())
+    train(twin, twin.model, 1, first=2)
+    assert torch.equal(flat(model.parameters()), before)
+    assert same_bits(twin.model, train(minimizer, model, 1, first=2))
+
+
+def test_gradients_are_accumulated_in_the_closure():
+    whole, parts = net(batchnorm=False), net(batchnorm=False)
+    train(SAM(whole, rho=0.3, **HEAVY), whole, 3)
+    minimizer = SAM(parts, rho=0.3, **HEAVY)
+    for i in range(3):
+        x, y = batch(i)
+
+        def run(x=x, y=y):
+            minimizer.zero_grad()
+            total = 0.0
+            for images, labels in zip(x.split(2), y.split(2), strict=True):
+                loss = F.cross_entropy(parts(images), labels) / 4
+                loss.backward()
+                total += loss.detach()
+            return total
+
+        minimizer.step(run)
+    assert torch.allclose(flat(whole.parameters()), flat(parts.parameters()), rtol=1e-11, atol=1e-13)
+
+
+def test_clipping_in_a_hook_bounds_the_direction_and_in_the_closure_each_gradient():
+    def clip(model):
+        def hook(*_):
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+        return hook
+
+    model = net()
+    minimizer = GSAM(model, SGD, rho=0.3, lr=1.0)
+    minimizer.base.register_step_pre_hook(clip(model))
+    start = flat(model.parameters())
+    train(minimizer, model, 1)
+    assert float((flat(model.parameters()) - start).norm()) == pytest.approx(0.01, rel=1e-3)
+
+    one, other = net(), net()  # SAM's direction is one gradient, so both do the same
+    hooked, inside = (SAM(m, SGD, rho=0.3, lr=1.0, log=True) for m in (one, other))
+    hooked.base.register_step_pre_hook(clip(one))
+    train(hooked, one, 1)
+    usual = closure(inside, other)
+    inside.step(lambda: (usual(), clip(other)())[0])
+    assert torch.allclose(flat(one.parameters()), flat(other.parameters()), rtol=1e-6)
+    assert hooked.last["norm"] > 0.01 and inside.last["norm"] == pytest.approx(0.01, rel=1e-3)
+
+
+@every_method
+def test_a_gradscaler_is_refused_in_one_sentence_and_a_constant_scale_works(name):
+    model, twin = net(dtype=torch.float32), net(dtype=torch.float32)
+    minimizer = METHODS[name](model, SGD, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x, y = batch(dtype=torch.float32)
+
+    def run():
+        minimizer.zero_grad()
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+
+    for unscale in (False, True):
+        run()
+        if unscale:
+            scaler.unscale_(minimizer)
+        with pytest.raises(MinimizerError, match=r"^a GradScaler does not see the passes inside of a step; autocast"):
+            scaler.step(minimizer, run)
+        scaler.update()
+    assert torch.equal(flat(model.parameters()), flat(twin.parameters()))
+
+    def scaled():
+        minimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        (1024 * loss).backward()
+        for p in model.parameters():
+            p.grad /= 1024
+        return loss
+
+    minimizer.step(scaled)  # and what the scaler left behind is forgotten
+    train(METHODS[name](twin, SGD, lr=0.1), twin, 1)
+    assert torch.allclose(flat(model.parameters()), flat(twin.parameters()), rtol=1e-4, atol=1e-6)
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    assert disabled.step(minimizer, scaled).isfinite()
+
+
+def test_a_step_without_closure_is_refused_in_one_sentence():
+    with pytest.raises(MinimizerError, match=r"^LookSAM takes several gradients a step; give step\(closure\)\.$"):
+        LookSAM(net()).step()
+
+
+# --- several processes ----------------------------------------------------------------------------------
+
+RANK = """
+import math, sys
+import torch, torch.distributed as dist, torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from rfnlib.minimizers import GSAM
+
+def train(model, x, y, bad, batches):
+    minimizer = GSAM(model, torch.optim.SGD, rho=0.2, lr=0.1, momentum=0.9)
+    for i in batches:
+        def closure():
+            minimizer.zero_grad()
+            loss = F.cross_entropy(model(x[i]), y[i])
+            loss.backward()
+            return loss + math.inf if bad and i == 2 else loss
+        minimizer.step(closure)
+    return minimizer, list(model.parameters())
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+x, y = torch.rand(5, 8, 4, dtype=torch.float64), torch.randint(3, (5, 8))
+if len(sys.argv) == 2:
+    minimizer, weights = train(net, x, y, False, (0, 1, 3, 4))
+else:
+    rank = int(sys.argv[2])
+    dist.init_process_group("gloo", store=dist.FileStore(sys.argv[3], 2), rank=rank, world_size=2)
+    mine = slice(rank, None, 2)
+    minimizer, weights = train(DistributedDataParallel(net), x[:, mine], y[:, mine], rank == 1, range(5))
+    dist.destroy_process_group()
+torch.save({"weights": weights, "skipped": minimizer.skipped, "steps": minimizer.steps}, sys.argv[1])
+"""
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path):
+    """Weights parted silently. Two processes, each with half of every batch, end as one with the whole."""
+    runs = [[tmp_path / "whole"], *([tmp_path / f"rank{r}", r, tmp_path / "store"] for r in (0, 1))]
+    command = [sys.executable, "-W", "ignore", "-c", RANK]
+    started = [subprocess.Popen([*command, *map(str, run)], stderr=subprocess.PIPE, text=True) for run in runs]
+    for process in started:
+        said = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, said
+    whole, first, second = (torch.load(run[0], weights_only=True) for run in runs)
+    assert all(map(torch.equal, first["weights"], second["weights"]))
+    assert (first["skipped"], second["skipped"], first["steps"], second["steps"]) == (1, 1, 5, 5)
+    assert torch.allclose(flat(whole["weights"]), flat(first["weights"]), rtol=1e-10, atol=1e-12)
+
+
+# --- methods by name ------------------------------------------------------------------------------------
+
+
+def test_a_minimizer_of_ones_own_is_registered_by_name(monkeypatch):
+    class Twice(SAM):
+        """Nothing new."""
+
+    monkeypatch.setattr(minimizers, "METHODS", dict(minimizers.METHODS))
+    with pytest.raises(MinimizerError, match="method is 'Twice'; give one of SAM, ASAM, .*, SWA, or `register` it"):
+        minimizers.method("Twice")
+    minimizers.register("Twice", Twice)
+    minimizers.register("Twice", Twice)  # a notebook's cell run again
+    assert minimizers.method("Twice") is Twice and minimizers.method("SWA") is SWA
+    for name, kind, match in (
+        ("SAM", Twice, "SAM is .*SAM'> already; give another name"),
+        ("no name", Twice, "name is 'no name'; give an identifier"),
+        ("Other", SGD, "method is .*SGD'>; give a subclass of SAM"),
+    ):
+        with pytest.raises(MinimizerError, match=match):
+            minimizers.register(name, kind)

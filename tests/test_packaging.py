@@ -22,10 +22,11 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = (
-    {"paths", "progress", "checks", "specs", "files", "execution"},
+    {"paths", "progress", "checks", "keys", "specs", "files", "execution"},
     {"data", "fetch", "models"},
+    {"vectors", "buffers"},
     {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness", "landscape", "lanczos"},
-    {"adversaries", "objectives", "training", "transfer"},
+    {"adversaries", "objectives", "training", "transfer", "intervals"},
     {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
     {"claims", "findings", "rivalry", "plots"},
     {"reproduce", "bench", "readme", "__main__", "__init__"},

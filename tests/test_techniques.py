@@ -34,6 +34,7 @@ from rfnlib.attacks import (
     IterativeAttack,
     input_gradient,
 )
+from rfnlib.transfer import predict
 from rfnlib.transforms import Ball, Batch, Diversity, GradientNorm, Mix, Neighbours, Reverse, Scales, Smoothing
 
 N, SIDE, CLASSES = 4, 8, 5
@@ -343,6 +344,88 @@ def test_each_loss_rises_or_if_targeted_falls(loss, targeted):
 def test_the_dlr_loss_asks_for_three_classes():
     with pytest.raises(AttackError, match="needs 3 classes, the surrogate has 2; use 'margin'"):
         BIM(loss="dlr", steps=1)(nn.Sequential(nn.Flatten(), nn.Linear(192, 2).double()), X, Y % 2)
+
+
+# ---------------------------------------------------------------------------------- half precision
+
+HALVES = [torch.float16, torch.bfloat16]
+GREY = 0.25 + 0.5 * torch.rand(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+def saturated() -> nn.Sequential:
+    """Linear and so sure of half the images that their gradient is 0 in half precision."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nn.init.normal_(model[1].weight, std=0.2)
+        nn.init.zeros_(model[1].bias)
+        z = model(GREY).detach()
+        model[1].weight.data *= 40 / float((z.amax(1) - z.mean(1)).mean())
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("preset", [BIM, PGD, MI, NI, VMI, RAP, PGN, TI])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_l2_attacks_hold_no_nan_and_stay_in_the_ball(dtype, preset, loss):
+    model = saturated().to(dtype)
+    x = GREY.to(dtype)
+    y = predict(model, x)
+    attack = preset(0.3, norm="l2", steps=3, loss=loss)
+    adv = attack(model, x, y)
+    assert adv.dtype == dtype and torch.isfinite(adv).all() and adv.min() >= 0 and adv.max() <= 1
+    assert ((adv.float() - x.float()).flatten(1).norm(dim=1) <= attack.radius + 1e-6).all()
+
+
+def test_half_precision_l2_images_without_gradient_stay_and_are_no_successes():
+    model, x = saturated().half(), GREY.half()
+    y = predict(model, x)
+    still = (input_gradient(model, x, y) == 0).flatten(1).all(1)
+    assert 5 < still.sum() < 35
+    adv = BIM(0.3, norm="l2", steps=5)(model, x, y)
+    assert torch.equal(adv[still], x[still]) and (adv[~still] != x[~still]).flatten(1).any(1).all()
+    assert (predict(model, adv)[still] == y[still]).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_half_precision_images_move_as_those_in_float32_and_are_rounded_towards_where_they_were(dtype, norm):
+    weights = torch.randn(2, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(3)).to(dtype)
+    x, y = GREY.to(dtype), torch.zeros(len(GREY), dtype=torch.int64)
+    attack = PGD({"linf": 4 / 255, "l2": 0.5}[norm], norm=norm)  # a step is less than a digit of bfloat16
+    adv = attack(lambda z: z.flatten(1) @ weights.T / 1000, x, y)
+    whole = attack(lambda z: z.flatten(1) @ weights.T.float() / 1000, x.float(), y)
+    assert adv.dtype == dtype
+    spacing = torch.finfo(dtype).eps  # of numbers from 1/2 to 1, the most there is
+    assert ((adv.float() - whole).abs() <= spacing).float().mean() > 0.99
+    moved = (adv.float() - x.float()).flatten(1)
+    size = moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+    assert (size <= attack.radius * (1 + 1e-6)).all()
+    if dtype == torch.float16:
+        assert (size > 0.9 * attack.radius).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_lengths_and_directions_are_those_of_float32(dtype):
+    g = (1e-6 * torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4))).to(dtype)
+    g[1] = 0
+    for norm in ("linf", "l2"):
+        ball = Ball(norm, 0.5, 0.1)
+        for take in (ball.direction, ball.scaled, lambda g, b=ball: b.project(0.5 + 1e5 * g, torch.full_like(g, 0.5))):
+            assert take(g).dtype == dtype
+            assert torch.allclose(take(g).float(), take(g.float()), rtol=0.01, atol=0.01)
+        for low in (ball.direction, ball.scaled):
+            assert torch.equal(low(g)[1], torch.zeros_like(g[1]))
+        noise = ball.noise(g, Batch(torch.zeros(3, dtype=torch.int64)))
+        assert noise.dtype == dtype and torch.isfinite(noise).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_dlr_loss_is_right_in_half_precision_and_the_margin_where_three_logits_are_equal(dtype):
+    z = torch.tensor([[2.0, 2.0, 2.0, 1.0], [8.0, 4.0, 2.0, 1.0]]).to(dtype).requires_grad_()
+    losses = LOSSES["dlr"](z, torch.tensor([3, 1]))
+    assert losses.tolist() == [1.0, pytest.approx(4 / 6, rel=0.01)]
+    assert torch.isfinite(torch.autograd.grad(losses.sum(), z)[0]).all()
 
 
 # --------------------------------------------------------------------------------------- the parts

@@ -474,7 +474,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(tmp_path, monkeypa
 
     monkeypatch.setattr(objectives, "F", Spied)
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda m, real=torch.compile: compiled.append(m) or real(m))
+    monkeypatch.setattr(torch, "compile", lambda m, real=torch.compile, **how: compiled.append(m) or real(m, **how))
     spec = replace(SPEC, width=8)  # with fewer channels than lanes, what torch 2.11 compiles for AVX2 gives nan
     run(spec, tmp_path / "eager", at=[2])
     assert not compiled

@@ -123,23 +123,51 @@ def test_options_that_a_method_does_not_have_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"method": "RFN", "rho": 0.3}, "method is 'RFN'; give one of SAM, ASAM"),
-        ({"method": "SAM"}, "rho is 0.0 with SAM; give 0 to SWA, more to the others"),
-        ({"method": "SWA", "rho": 0.1, "average_from": 1}, "rho is 0.1 with SWA"),
+        ({"method": "R F N", "rho": 0.3}, "method is 'R F N'; give the name of a minimizer, such as 'SAM'"),
+        ({"method": 3, "rho": 0.3}, "method is 3; give the name"),
         ({"method": "SAM", "rho": -1}, "rho is -1; give a number of 0 or more"),
         ({"method": "SAM", "rho": 0.1, "warmup": float("nan")}, "warmup is nan"),
-        ({"method": "SAM", "rho": 0.1, "average_from": 2}, "average_from is 2; give None, since SAM averages no"),
-        ({"method": "WASAM", "rho": 0.1}, "average_from is None; give an epoch of 0 or more"),
+        ({"method": "WASAM", "rho": 0.1, "average_from": "2"}, "average_from is '2'; give an epoch of 0 or more"),
     ],
 )
-def test_a_minimizer_that_cannot_be_meant_is_refused(arguments, said):
+def test_a_minimizer_of_values_that_cannot_be_meant_is_refused(arguments, said):
     with pytest.raises(SpecError, match=said):
         Minimizer(**arguments)
 
 
-def test_every_method_of_a_spec_is_a_minimizer():
-    assert all(hasattr(minimizers, m) for m in specs.METHODS)
-    assert set(specs.AVERAGING) <= set(specs.METHODS)
+@pytest.mark.parametrize(
+    ("minimizer", "said"),
+    [
+        (Minimizer("RFN", 0.3), "method is 'RFN'; give one of SAM, ASAM, .*, SWA, or `register` it"),
+        (Minimizer("SAM"), "rho is 0.0 with SAM; give a number above 0"),
+        (Minimizer("SWA", 0.1, average_from=1), "rho is 0.1 with SWA; give 0, for it has no neighbourhood"),
+        (Minimizer("SAM", 0.1, average_from=2), "average_from is 2 with SAM; give None, since SAM averages no weights"),
+        (Minimizer("WASAM", 0.1), "average_from is None with WASAM; give an epoch of 0 or more"),
+    ],
+    ids=lambda value: value.method if isinstance(value, Minimizer) else "",
+)
+def test_a_minimizer_that_its_method_cannot_mean_is_refused_before_anything_is_trained(minimizer, said, tmp_path):
+    with pytest.raises(SpecError, match=said):
+        training.train(replace(PLAIN, minimizer=minimizer), dataset=DIGITS, cache=tmp_path)
+
+
+class Halfway(minimizers.SAM):
+    """The mean of g and g₊: a minimizer of one's own, as a user would write it."""
+
+    def direction(self, params, g, at, rho):
+        return torch._foreach_lerp(g, super().direction(params, g, at, rho), 0.5)
+
+
+def test_a_minimizer_of_ones_own_trains_from_a_spec_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(minimizers, "METHODS", dict(minimizers.METHODS))
+    minimizers.register("Halfway", Halfway)
+    spec = replace(PLAIN, minimizer=Minimizer("Halfway", 0.2))
+    assert specs.parse(spec.describe()) == spec
+    named = weights(spec, tmp_path)[-1]
+    (last,) = start(spec, tmp_path, [spec.epochs])
+    assert last.cost == {"passes": 2 * spec.epochs * PER_EPOCH, "skipped": 0}
+    gnp = replace(PLAIN, minimizer=Minimizer("GNP", 0.2, options=(("alpha", 0.5),)))
+    assert same(named, weights(gnp, tmp_path)[-1])
 
 
 @each

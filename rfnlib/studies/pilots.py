@@ -18,9 +18,10 @@ from rfnlib.claims import Gate
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.minimizers import method
 from rfnlib.recipes import Collected
 from rfnlib.scales import Arch, Scale
-from rfnlib.specs import AVERAGING, Adversary, Minimizer, Step, TrainSpec
+from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
 
 NOTEBOOK = ""
 CLAIMS = ()
@@ -46,7 +47,7 @@ def minimizers(scale: Scale) -> dict[str, Minimizer]:
     """The seven minimizers of claim C5 at their usual settings; those that average weights begin halfway."""
     usual = {"SAM": scale.rhos[0], "ASAM": 0.5, "GSAM": 0.05, "LookSAM": 0.1, "GAM": 0.2, "WASAM": 0.05, "SWA": 0.0}
     half = float(scale.epochs // 2)
-    return {m: Minimizer(m, rho, average_from=half if m in AVERAGING else None) for m, rho in usual.items()}
+    return {m: Minimizer(m, rho, average_from=half if method(m).averages else None) for m, rho in usual.items()}
 
 
 def slight(scale: Scale, adversary: Adversary, seed: int) -> TrainSpec:
