@@ -1,251 +1,261 @@
-"""Everything there is to measure at a scale, as a list of jobs, and about how long it takes here."""
+"""`run(lab)`: makes every measurement of the plan, on all cores or on a cluster, and writes the records.
+
+This process hands a worker that is idle the first measurement of the plan that can be made now: the measurements that
+it needs are recorded, and no other worker is at a unit of its work (an epoch of a run that both share, say). It writes
+each row as soon as a worker has it. A worker that dies loses what it had not saved, and the measurement goes on with
+another; when this process dies, its workers die with it, and the same command goes on from the records and states.
+"""
 
 from __future__ import annotations
 
-import functools
+import json
+import queue
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+from distributed import Client, Future, KilledWorker
 
-from rfnlib import data, execution, minimizers, models, objectives, records
-from rfnlib.attacks import IterativeAttack
-from rfnlib.experiments import (
-    ADDED_TO,
-    CONTROLS,
-    JUDGED,
-    attacked_at,
-    chosen_rho,
-    decay_runs,
-    every_check,
-    every_contender,
-    every_inversion,
-    slight_runs,
-    stopping_epoch,
-    techniques,
-    trained_on,
-)
-from rfnlib.keys import key
-from rfnlib.lab import Lab, missing_epochs
-from rfnlib.recipes import Recipe
-from rfnlib.specs import Minimizer, TrainSpec
+from rfnlib import studies
+from rfnlib.costs import Ledger, Pace, Unit
+from rfnlib.lab import Lab
+from rfnlib.measurements import Measurement
+from rfnlib.workers import Place, cluster, measure
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """One measurement to make, or to complete: a probe along one training run."""
+class Report:
+    """How a run ended.
 
-    label: str
-    lab: Lab
-    kind: str
-    spec: TrainSpec
-    epochs: list[float]
-    attack: IterativeAttack | None = None
-    recipe: Recipe | None = None
-    robust: bool = False
-
-    def record(self) -> records.Record:
-        return self.lab.find(self.kind, self.spec, self.attack, self.recipe, self.robust)
-
-    def missing(self) -> list[float]:
-        """The epochs not yet recorded."""
-        return missing_epochs(self.record(), self.epochs)
-
-    def compute(self) -> records.Record:
-        return self.lab.measure(self.kind, self.spec, self.epochs, self.attack, self.recipe, self.robust)
-
-
-def work(lab: Lab) -> list[Job]:
-    """Every measurement of `lab`'s scale that is known to be needed, most useful first.
-
-    Targets first (nothing is measured without them), then claim by claim. What depends on a choice is listed once
-    the choice can be made: when the list is done, ask again.
+    Attributes:
+        planned, recorded: measurements that are known to be needed, and those of them that are complete.
+        failed: what went wrong, by the label of the measurement; the others were made.
+        in_time: whether the time was enough.
     """
-    jobs = [*_targets(lab), *_schedules(lab)]
-    for which in range(len(lab.scale.surrogates)):
-        jobs += _flat(lab, which)
-    jobs += _features(lab)
-    jobs += _rivals(lab)
-    done = {}
-    for job in jobs:  # what two claims need is one measurement
-        key = job.record().key
-        epochs = sorted({*done[key].epochs, *job.epochs}) if key in done else job.epochs
-        done[key] = replace(done.get(key, job), epochs=epochs)
-    return list(done.values())
+
+    planned: int
+    recorded: int
+    failed: dict[str, str]
+    in_time: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.recorded == self.planned
 
 
-def _targets(lab: Lab, *roles: str) -> Iterator[Job]:
-    for t in lab.targets(*roles):
-        spec = lab.scale.target(t)
-        yield Job(f"target {t.name}", lab, "clean", spec, [float(spec.epochs)])
+def run(
+    lab: Lab,
+    *,
+    claims: Sequence[str] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    budget: float | None = None,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> Report:
+    """Compute and record what is missing of `lab`'s plan, most useful first.
+
+    Args:
+        claims: only what these need; None: everything.
+        workers, scheduler: see `rfnlib.workers.cluster`.
+        budget: seconds to stop in; None: no limit.
+        say: takes a line of progress.
+
+    Raises:
+        ValueError: no such worker, scheduler or claim.
+        BadRecord, DiskFull: what was finished is kept.
+    """
+    stop = None if budget is None else time.monotonic() + budget
+    todo = Todo(lab, claims)
+    if not todo.missing:
+        return todo.report({}, True)
+    with cluster(workers, scheduler, lab.device) as client:
+        return _Run(todo, client, stop, say).go()
 
 
-def _schedules(lab: Lab) -> Iterator[Job]:
-    named = decay_runs(lab)
-    for i, seed in enumerate(lab.seeds):
-        for name, specs in named.items():
-            yield Job(f"{name}, seed {seed}", lab, "transfer", specs[i], lab.scale.probed(specs[i].schedule))
-    for i, seed in enumerate(lab.seeds):
-        for name, specs in named.items():
-            if hasattr(specs[i].schedule, "milestones"):
-                epochs = lab.scale.sharp(specs[i].schedule)
-                yield Job(f"sharpness, {name}, seed {seed}", lab, "sharpness", specs[i], epochs)
+class Todo:
+    """What of a lab's plan is missing, in order, and how much work that is."""
 
+    def __init__(self, lab: Lab, claims: Sequence[str] | None = None):
+        self.lab, self.claims = lab, claims
+        self.ledger, self.pace = Ledger(lab), Pace(lab)
+        self.look()
 
-def _flat(lab: Lab, which: int) -> Iterator[Job]:
-    end, arch, first = [float(lab.scale.epochs)], lab.scale.surrogates[which][0], lab.seeds[0]
+    def look(self) -> None:
+        """Ask for the plan anew: what was found can make more work known."""
+        start = time.monotonic()
+        self.plan = studies.plan(self.lab, self.claims)
+        self.missing = [m for m in self.plan if self.lab.missing(m)]
+        self._units: dict[str, Unit] = {}
+        for m in self.missing:
+            self._units |= self.ledger.left(m)
+        self.looked, self.took = time.monotonic(), time.monotonic() - start
 
-    def both(name: str, minimizer: Minimizer | None, seed: int) -> Iterator[Job]:
-        spec = lab.scale.flat(minimizer, seed, which)
-        yield Job(f"{arch}, {name}, seed {seed}", lab, "transfer", spec, attacked_at(lab, spec))
-        yield Job(f"sharpness, {arch}, {name}, seed {seed}", lab, "sharpness", spec, end)
+    @property
+    def stale(self) -> bool:
+        """Whether to look again; that is not done so often that it takes the time of a core."""
+        return time.monotonic() - self.looked > 20 * self.took
 
-    yield from both("SGD", None, first)
-    sweep = [job for rho in lab.scale.rhos for job in both(f"SAM ρ = {rho:g}", Minimizer("SAM", rho), first)]
-    yield from sweep
-    usual = lab.scale.minimizers()
-    if not any(job.missing() for job in sweep if job.kind == "transfer"):
-        rfn = Minimizer("SAM", chosen_rho(lab, which))
-        main = {"SGD": None, "SAM": usual["SAM"], "RFN": rfn}
-        for seed in lab.seeds[1:]:
-            for name, minimizer in main.items():
-                yield from both(name, minimizer, seed)
-        if which == 0 and _can_stop(lab):
-            for seed in lab.seeds:
-                for name, minimizer in main.items():
-                    yield from _closer(lab, name, lab.scale.flat(minimizer, seed), minimizer is None)
-    for seed in lab.seeds:
-        for name, minimizer in usual.items():
-            yield from both(name, minimizer, seed)
+    def done(self, m: Measurement, epochs: Iterable[float]) -> None:
+        """The rows of `m` at `epochs` are recorded."""
+        self.ledger.finish(m, epochs)
+        if not self.lab.missing(m):
+            self.missing = [other for other in self.missing if other != m]
 
-
-def _can_stop(lab: Lab) -> bool:
-    """Whether all is recorded by which the epoch of early stopping is chosen; asking for it would compute it."""
-    specs = [lab.scale.flat(None, seed) for seed in lab.seeds]
-    return all(lab.recorded("transfer", spec, attacked_at(lab, spec)) for spec in specs)
-
-
-def _closer(lab: Lab, name: str, spec: TrainSpec, stops: bool) -> Iterator[Job]:
-    """The main surrogates at the other ε, and the flat ones along their training."""
-    end = [float(lab.scale.epochs)]
-    for eps in lab.scale.budgets:
-        epochs = sorted({stopping_epoch(lab), *end}) if stops else end
-        label = f"{name}, ε {255 * eps:g}/255, seed {spec.seed}"
-        yield Job(label, lab, "transfer", spec, epochs, replace(lab.scale.attack, eps=eps))
-    if not stops:
-        axis = lab.scale.sharp(spec.schedule, fine=False)
-        for kind in ("transfer", "sharpness"):
-            yield Job(f"{kind} by epoch, {name}, seed {spec.seed}", lab, kind, spec, axis)
-
-
-def _features(lab: Lab) -> Iterator[Job]:
-    end, first = [float(lab.scale.epochs)], lab.seeds[0]
-    for seed in lab.seeds:
-        for name, features in lab.scale.feature_sets().items():
-            (spec,) = trained_on(lab, features, [seed])
-            coarse = lab.scale.sharp(spec.schedule, fine=False)
-            if name in CONTROLS and seed != first:
+    def ready(self, busy: Iterable[str]) -> Iterator[tuple[Measurement, dict[str, Unit]]]:
+        """What can be made now, and its units of work, while others are at the units named in `busy`."""
+        busy = set(busy)
+        for m in list(self.missing):
+            if any(self.lab.missing(needed) for needed in m.needs(self.lab.scale)):
                 continue
-            label = f"on {name}, seed {seed}"
-            yield Job(f"transfer, {label}", lab, "transfer", spec, lab.scale.probed(spec.schedule))
-            yield Job(f"robust accuracy, {label}", lab, "robust", spec, coarse)
-            for eps in lab.scale.features.budgets if seed == first and name not in CONTROLS else ():
-                attack = replace(lab.scale.attack, eps=eps)
-                yield Job(f"ε {255 * eps:g}/255, {label}", lab, "transfer", spec, coarse, attack)
-    for name, specs in every_check(lab).items():
-        for spec in specs:
-            yield Job(f"check, {name}, seed {spec.seed}", lab, "check", spec, end)
-    for steps, runs in every_inversion(lab).items():
-        for name, (spec,) in runs.items():
-            yield Job(f"check, {name} by {steps} steps, seed {first}", lab, "check", spec, end)
+            units = self.ledger.left(m)
+            if not busy & units.keys():
+                yield m, units
+
+    def seconds(self) -> float:
+        """What all that is missing would take one worker, one unit after the other."""
+        return self.pace.seconds(unit for name, unit in self._units.items() if name not in self.ledger.done)
+
+    def report(self, failed: dict[str, str], in_time: bool) -> Report:
+        """How things stand."""
+        return Report(len(self.plan), len(self.plan) - len(self.missing), failed, in_time)
 
 
-def _rivals(lab: Lab) -> Iterator[Job]:
-    yield from _targets(lab, "robust")
-    end = [float(lab.scale.epochs)]
-    swept = [lab.scale.flat(Minimizer("SAM", rho), lab.seeds[0]) for rho in lab.scale.rhos]
-    candidates = list(slight_runs(lab).values())
-    choice = [Job(f"SAT ε = {s.adversary.eps:g}", lab, "transfer", s, end) for s in candidates]
-    yield from choice
-    for spec in (*candidates, *swept):
-        yield Job(f"robust accuracy, {', '.join(spec.traits)}", lab, "robust", spec, end)
-    choices = not any(job.missing() for job in choice) and all(lab.recorded("transfer", spec, end) for spec in swept)
-    if not (choices and _can_stop(lab)):
-        return
-    main = every_contender(lab)
-    for i, seed in enumerate(lab.seeds):
-        for name, c in main.items():
-            spec, at = c.specs[i], [c.epoch]
-            for robust in (False, True):
-                label = f"{name}{' on robust targets' * robust}, seed {seed}"
-                yield Job(label, lab, "transfer", spec, at, recipe=c.recipe, robust=robust)
-            yield Job(f"sharpness, {name}, seed {seed}", lab, "sharpness", spec, at, recipe=c.single)
-            yield Job(f"robust accuracy, {name}, seed {seed}", lab, "robust", spec, at, recipe=c.single)
-    for i, seed in enumerate(lab.seeds):
-        for technique, (attack, recipe) in techniques(lab).items():
-            for name in ADDED_TO if i == 0 else JUDGED:
-                spec, at = main[name].specs[i], [main[name].epoch]
-                yield Job(f"{name} + {technique}, seed {seed}", lab, "transfer", spec, at, attack, recipe)
+@dataclass
+class _Task:
+    """A measurement that a worker has in hand: its units of work, and the epochs that it lacked and has now."""
+
+    m: Measurement
+    units: dict[str, Unit]
+    future: Future
+    lacking: int
+    begun: float = field(default_factory=time.monotonic)
+    epochs: set[float] = field(default_factory=set)
 
 
-def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
-    """About how many seconds the missing part of each of `jobs` takes here.
+class _Run:
+    """The loop. All that workers tell arrives in one queue, and is acted on here, in one thread."""
 
-    Counts forward-backward passes (epochs not yet trained by an earlier job, probes not yet made) and times a few on
-    this machine; a tuned run on a GPU can be a good deal faster.
+    def __init__(self, todo: Todo, client: Client, stop: float | None, say: Callable[[str], None]):
+        self.todo, self.lab, self.client, self.stop, self.say = todo, todo.lab, client, stop, say
+        self.place, self.topic = Place.of(todo.lab), f"rfnlib-{uuid.uuid4().hex}"
+        self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.running: dict[str, _Task] = {}
+        self.failed: dict[str, str] = {}
+        self.in_time, self.said = True, time.monotonic()
+
+    def go(self) -> Report:
+        """Until nothing more can be made, or time is up."""
+        self.client.subscribe_topic(self.topic, lambda event: self.inbox.put(("row", event[1])))
+        while True:
+            self._submit()
+            if not self.running:
+                return self.todo.report(self.failed, self.in_time)
+            try:
+                what, news = self.inbox.get(timeout=SECONDS_BETWEEN_LINES)
+            except queue.Empty:
+                pass
+            else:
+                (self._row if what == "row" else self._end)(news)
+            self._tell()
+
+    def _submit(self) -> None:
+        """Give every idle worker something to do."""
+        if not self.in_time or not (idle := sum(self.client.nthreads().values()) - len(self.running)):
+            return
+        if self.todo.stale:
+            self.todo.look()
+        if not self._hand_out(idle) and not self.running:
+            self.todo.look()
+            self._hand_out(idle)
+
+    def _hand_out(self, idle: int) -> bool:
+        given = False
+        while idle > 0 and (found := next(self._candidates(), None)):
+            m, units = found
+            within = None if self.stop is None else self.stop - time.monotonic()
+            future = self.client.submit(measure, self.place, m, self.topic, within, pure=False)
+            self.running[future.key] = _Task(m, units, future, len(self.lab.missing(m)))
+            future.add_done_callback(lambda f: self.inbox.put(("end", f)))
+            idle, given = idle - 1, True
+        return given
+
+    def _candidates(self) -> Iterator[tuple[Measurement, dict[str, Unit]]]:
+        busy = [name for task in self.running.values() for name in task.units]
+        at_work = {task.m for task in self.running.values()}
+        for m, units in self.todo.ready(busy):
+            if m not in at_work and m.label not in self.failed:
+                yield m, units
+
+    def _row(self, text: str) -> None:
+        news = json.loads(text)
+        if task := self.running.get(news["task"]):
+            self._add(task, news["row"], news["made"])
+
+    def _add(self, task: _Task, row: dict[str, Any], made: dict[str, Any]) -> None:
+        if row["epoch"] in task.epochs:  # told at once, and told again at the end
+            return
+        task.epochs.add(row["epoch"])
+        self.lab.add(task.m, row, made)
+
+    def _end(self, future: Future) -> None:
+        task = self.running.pop(future.key)
+        if future.status == "error":
+            self._failed(task, future.exception())
+            return
+        if future.status != "finished":
+            raise OSError(
+                "the scheduler is gone, and the work that was under way with it; what was recorded is kept, and the "
+                "same command goes on from there."
+            )
+        outcome = future.result()
+        for row, made in outcome["rows"]:
+            self._add(task, row, made)
+        self.in_time &= outcome["in_time"]
+        self.todo.done(task.m, task.epochs)
+        if len(outcome["rows"]) == task.lacking and task.units:  # in one go
+            self.todo.pace.observe(task.units.values(), outcome["seconds"])
+        report, rows = self.todo.report({}, True), len(task.epochs)
+        self.say(
+            f"[{report.recorded} of {report.planned}] {task.m.label}: {rows} row{'s' * (rows != 1)} in "
+            f"{duration(time.monotonic() - task.begun)}{'' if outcome['in_time'] else ', out of time'}"
+        )
+
+    def _failed(self, task: _Task, error: BaseException) -> None:
+        """A run that diverges fails alone; anything else concerns the others, too."""
+        if isinstance(error, KilledWorker):
+            raise OSError(
+                f"{task.m.label}: the process at work on it was killed again and again, as it is where memory runs "
+                "out; give fewer workers. What was finished is kept."
+            ) from error
+        if not isinstance(error, FloatingPointError):
+            raise error
+        self.failed[task.m.label] = str(error)
+        self.todo.done(task.m, task.epochs)
+        self.say(f"FAILED {task.m.label}: {error}")
+
+    def _tell(self) -> None:
+        """What every worker is at, and how much is left: a line now and then."""
+        now = time.monotonic()
+        if now - self.said < SECONDS_BETWEEN_LINES:
+            return
+        self.said = now
+        at_work = "; ".join(f"{t.m.label} ({len(t.epochs)} of {t.lacking})" for t in self.running.values())
+        left, n = self.todo.seconds(), max(1, sum(self.client.nthreads().values()))
+        self.say(f"  about {duration(left / n)} to go on {n} worker{'s' * (n != 1)}, now at: {at_work}")
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds, minutes or hours.
+
+    >>> duration(42), duration(600), duration(86400)
+    ('42 s', '10.0 min', '24.0 h')
     """
-    n_train = lab.scale.n_train or len(data.load(lab.scale.data).train_labels)
-    images = lab.scale.test_images + lab.scale.validation_images
-    probe = lab.scale.sharpness
-    # A Hessian-vector product takes three passes on its graph; Lanczos needs about ten of them, twice.
-    cost = {
-        "clean": 0,
-        "transfer": lab.scale.attack.passes * images,
-        "sharpness": probe.images * 3 * (20 + probe.probes + probe.deflate),
-        "robust": lab.scale.robustness.passes,
-        "check": lab.scale.checks.passes,
-    }
-    pace = functools.lru_cache(functools.partial(_pace, lab))
-    seen: set[str] = set()
-
-    def training(spec: TrainSpec, last: float) -> int:
-        """Passes that training `spec` up to epoch `last` takes beyond what was seen before; its data set, too."""
-        per_epoch = n_train // spec.batch
-        epochs = {spec.history_key(e * per_epoch, per_epoch) for e in range(1, int(last) + 1)} - seen
-        seen.update(epochs)
-        m = spec.minimizer
-        a_step = minimizers.method(m.method).passes_per_step(**dict(m.options)) if m else 1
-        a_step *= objectives.PENALISED if spec.input_penalty else 1
-        a_step += spec.adversary.passes if spec.adversary else 0
-        passes, features = len(epochs) * per_epoch * spec.batch * a_step, spec.features
-        if epochs and features and key(features) not in seen:
-            seen.add(key(features))
-            passes += n_train * features.steps + training(features.model, features.model.epochs)
-        others = [other for other in (spec.start, spec.witness) if epochs and other]
-        return passes + sum(training(other, other.epochs) for other in others)
-
-    seconds = []
-    for job in jobs:
-        per_epoch = n_train // job.spec.batch
-        states = [job.spec.history_key(round(e * per_epoch), per_epoch) for e in job.missing()]
-        probed = {f"{key(job.kind, job.record().probe)} {state}" for state in states} - seen
-        seen |= probed
-        each = job.attack.passes * images if job.attack else cost[job.kind]
-        passes = training(job.spec, max(job.missing(), default=0)) + each * len(probed)
-        seconds.append(passes * pace(job.spec.arch, job.spec.width) if passes else 0.0)
-    return seconds
-
-
-def _pace(lab: Lab, arch: str, width: int | None) -> float:
-    """Seconds of one image's forward-backward pass through `arch`, eager, on this machine."""
-    shape = data.SHAPES[lab.scale.data]
-    model = execution.resolve(lab.device).place(models.build(arch, width=width, image_shape=shape)).train()
-    x = torch.rand(32, *shape, device=lab.device)
-    for _ in range(2):  # the first time is not typical
-        start = time.perf_counter()
-        model(x).sum().backward()
-        if lab.device == "cuda":
-            torch.cuda.synchronize()
-        taken = time.perf_counter() - start
-    return taken / len(x)
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -18,6 +18,7 @@ from rfnlib.specs import TrainSpec, said
 
 if TYPE_CHECKING:
     from rfnlib.probes import Probe
+    from rfnlib.scales import Scale
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Measurement:
         by = s.traits or [said(s.schedule)]
         made = [getattr(self.recipe, "__name__", type(self.recipe).__name__)] if self.recipe else []
         return ", ".join([f"{self.probe.label}: {s.arch}", *by, *made, f"seed {s.seed}"])
+
+    def needs(self, scale: Scale) -> list[Measurement]:
+        """The measurements without which no row of this one can be made: none, unless the probe says so."""
+        found = getattr(self.probe, "needs", None)
+        return found(scale) if found else []
 
     def of(self, epochs: Iterable[float]) -> Measurement:
         """The same at other epochs."""

@@ -31,7 +31,7 @@ from rfnlib.surrogates import Cycle, Ensemble
 
 if TYPE_CHECKING:
     from rfnlib.lab import Lab
-    from rfnlib.measurements import Arm, At
+    from rfnlib.measurements import Arm, At, Measurement
     from rfnlib.scales import Scale
     from rfnlib.subjects import Bench, Subject
 
@@ -101,6 +101,10 @@ class Transfer:
     def settings(self, scale: Scale) -> dict[str, Any]:
         targets = [scale.target(t).key() for t in scale.targets_of(self.against)]
         return {"attack": self.attack.describe(), **scale.images(), "targets": targets}
+
+    def needs(self, scale: Scale) -> list[Measurement]:
+        """The targets as they are, without which no row can be made."""
+        return [scale.clean(t) for t in scale.targets_of(self.against)]
 
     def row(self, bench: Bench, subject: Subject) -> Row:
         (images, labels), model = bench.attacked, bench.network(subject)

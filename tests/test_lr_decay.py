@@ -96,11 +96,11 @@ def test_nothing_is_shown_while_a_judged_run_is_missing_and_others_may_be():
 
 def test_tables_carry_an_interval_beside_every_estimate():
     found = measured()
-    for frame in (found.by_decay(), found.by_denominator(), found.by_target()):
+    for frame in (found.by_decay(), found.by_denominator(), found.by_target(), found.sensitivity()):
         estimates = frame.drop(columns="images", errors="ignore")
         assert len(estimates) and estimates.map(lambda cell: " to " in cell).all(axis=None)
     assert list(found.by_decay().index) == ["decay at 6", "decay at 10", "decay at 14"]
-    assert len(found.by_denominator()) == 4
+    assert len(found.by_denominator()) == 4 and len(found.sensitivity()) == 2 + len(found.targets)
 
 
 def test_the_peak_table_finds_the_highest_epoch():

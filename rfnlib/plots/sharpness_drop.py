@@ -31,7 +31,7 @@ def drop(found: Drop) -> Figure:
     with style.styled():
         figure, axes = plt.subplots(3, 1, figsize=(style.WIDTH, 5.6), sharex=True)
         singles = dict(zip(map(decaying, found.decays), style.shades(len(found.decays)), strict=True))
-        colours = {CONSTANT: style.GREY, found.standard: style.PALETTE[1], **singles}
+        colours = {CONSTANT: style.GREY, found.standard: "black", **singles}
         for name, colour in colours.items():
             start, stop = 0.0, np.inf
             if name in singles:

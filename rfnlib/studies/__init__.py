@@ -12,7 +12,7 @@ A study of one's own is such a module, appended to `STUDIES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from rfnlib.claims import Verdict, holm
@@ -24,18 +24,25 @@ from rfnlib.studies import features, lr_decay, pilots, rfn_gains, sharpness_drop
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
 
 
-def plan(lab: Lab) -> list[Measurement]:
+def plan(lab: Lab, claims: Sequence[str] | None = None) -> list[Measurement]:
     """Every measurement of `lab`'s scale that is known to be needed, most useful first, each once.
 
-    Targets come first, for nothing is measured without them. A choice that is not possible yet ends the plan of its
-    study there: when the plan is carried out, ask again. Listing never computes.
+    What a measurement needs (its targets) comes before it. A choice that is not possible yet ends the plan of its study
+    there: when the plan is carried out, ask again. Listing never computes.
+
+    Args:
+        claims: only what these need, the pilots among it; None: everything.
+
+    Raises:
+        LookupError: a claim that no study judges.
     """
-    view, found = lab.replaying(), {}
-    standard_first = sorted(view.scale.targets, key=lambda t: t.role == "robust")
-    wanted = [view.scale.clean(t) for t in standard_first]
+    view, wanted, found = lab.replaying(), [], {}
+    asked = [of(claim) for claim in claims or ()]
+    chosen = [study for study in STUDIES if claims is None or study in asked or not study.CLAIMS]
     for name in ("plan", "later"):
-        for study in STUDIES:
-            wanted += _until_unknown(getattr(study, name, _nothing)(view))
+        for study in chosen:
+            for m in _until_unknown(getattr(study, name, _nothing)(view)):
+                wanted += [*m.needs(view.scale), m]
     for m in wanted:  # what two studies need is one measurement
         key = view.find(m).key
         found[key] = found[key].of({*found[key].epochs, *m.epochs}) if key in found else m

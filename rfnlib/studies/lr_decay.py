@@ -118,8 +118,7 @@ class Peak:
 
     def verdict(self, claim: str = "C2") -> claims.Verdict:
         """The verdict on both differences, before Holm's correction over all claims."""
-        both = [interval(self.jump()), interval(self.decline())]
-        return claims.judge(claim, both, self.gates)
+        return claims.judge(claim, [self.jump(), self.decline()], gates=self.gates)
 
     def headline(self, claim: str = "C2") -> str:
         """What was found, in one sentence."""
@@ -165,16 +164,21 @@ class Peak:
         return pd.DataFrame(rows).T.rename_axis("counted over")
 
     def by_target(self) -> pd.DataFrame:
-        """Both judged differences on each target alone, and without it."""
-        rows, everyone = {}, range(len(self.targets))
-        for t, name in enumerate(self.targets):
-            others = [o for o in everyone if o != t] or [t]
-            for where, chosen in (("alone", [t]), ("all others", others)):
-                rows[name, where] = {
-                    "above the constant run": words.points(interval(self.jump(targets=chosen))),
-                    "above the end": words.points(interval(self.decline(targets=chosen))),
-                }
-        return pd.DataFrame(rows).T.rename_axis(["target", ""])
+        """Both judged differences on each target."""
+        return pd.DataFrame({t: self._both([i]) for i, t in enumerate(self.targets)}).T.rename_axis("target")
+
+    def sensitivity(self) -> pd.DataFrame:
+        """Both judged differences if targets were drawn from others like them, and without one of them."""
+        rows = {"as judged": self._both()}
+        if len(self.targets) > 1:
+            rows["targets as a random sample of such targets"] = self._both(random_targets=True)
+        for left, name in enumerate(self.targets if len(self.targets) > 1 else ()):
+            rows[f"without {name}"] = self._both([t for t in range(len(self.targets)) if t != left])
+        return pd.DataFrame(rows).T.rename_axis("counted")
+
+    def _both(self, targets: list[int] | None = None, **how: bool) -> dict[str, str]:
+        both = {"above the constant run": self.jump(targets=targets), "above the end": self.decline(targets=targets)}
+        return {name: words.points(interval(of, **how)) for name, of in both.items()}
 
     def signs(self) -> list[str]:
         """How many decays and how many targets show each difference, and where it is least."""

@@ -130,7 +130,7 @@ class Drop:
 
     def verdict(self, claim: str = "C3") -> claims.Verdict:
         """The verdict on λ₁, before Holm's correction over all claims."""
-        return claims.judge(claim, self.drop(), self.gates)
+        return claims.judge(claim, self.drop(), gates=self.gates)
 
     def headline(self, claim: str = "C3") -> str:
         """What was found, in one sentence."""

@@ -1,0 +1,187 @@
+"""What measurements cost: the units of work that are left of each, in passes, and in seconds at the measured speed.
+
+A unit is an epoch of training, a built data set, or a row of a record. Its name tells what it depends on, so that runs
+that share their past share its units: what one measurement computes, another finds. `rfnlib.jobs` also tells by the
+units which measurements may be made at the same time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rfnlib import data, execution, minimizers, models, objectives, records
+from rfnlib.files import write_atomic
+from rfnlib.keys import key
+from rfnlib.lab import Lab
+from rfnlib.measurements import Measurement
+from rfnlib.specs import TrainSpec
+
+Network = tuple[str, int | None, int]  # architecture, width, stem: what the time of a pass depends on
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that is done once: `passes` of single images forward and backward through `network`."""
+
+    network: Network
+    passes: float
+
+
+def passes_per_step(spec: TrainSpec) -> float:
+    """Forward-backward passes of a batch that a step of `spec`'s training takes."""
+    taken, m = 1.0, spec.minimizer
+    if m:
+        taken = minimizers.METHODS[m.method].passes_per_step(**dict(m.options))
+    taken *= objectives.PENALISED if spec.input_penalty else 1
+    return taken + (spec.adversary.passes if spec.adversary else 0)
+
+
+class Ledger:
+    """The units of a lab's measurements, and which of them are done.
+
+    Epochs count as trained where a row of a record says so: the snapshots may be gone, and then more is left.
+    """
+
+    def __init__(self, lab: Lab):
+        self.lab, self.scale = lab, lab.scale
+        self.done: set[str] = set()
+        for record in lab.records.values():
+            self._note(record)
+
+    @functools.cached_property
+    def n_train(self) -> int:
+        """Training images of the scale."""
+        return self.scale.n_train or len(self.lab.dataset().train_labels)
+
+    def left(self, m: Measurement) -> dict[str, Unit]:
+        """The units of `m` that are not done, by name."""
+        missing = self.lab.missing(m)
+        if not missing:
+            return {}
+        return {name: unit for name, unit in self._units(m, missing).items() if name not in self.done}
+
+    def finish(self, m: Measurement, epochs: Iterable[float]) -> None:
+        """Note that the rows of `m` at `epochs` are made, with all that they rest on."""
+        self.done |= self._units(m, tuple(epochs)).keys()
+
+    def _note(self, record: records.Record) -> None:
+        self.done |= self._trained(record.spec, max((row["epoch"] for row in record.rows), default=0)).keys()
+        about = (record.kind, record.settings)
+        self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
+
+    def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
+        record = self.lab.find(m)
+        # Every row also takes the accuracy on all training images, forward only.
+        looked_at = (self.n_train + self.scale.accuracy_images) / 3
+        row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
+        about = (record.kind, record.settings)
+        return {**self._trained(m.spec, max(epochs)), **{self._row(about, m.spec, e): row for e in epochs}}
+
+    def _row(self, about: tuple, spec: TrainSpec, epoch: float) -> str:
+        return key(*about, _history(spec, epoch, self.n_train // spec.batch))
+
+    def _trained(self, spec: TrainSpec, end: float) -> Mapping[str, Unit]:
+        """The units behind the weights of `spec`'s run at epoch `end`: its own epochs, and all that it builds on."""
+        return _training(spec, math.ceil(end - 1e-9), self.n_train)
+
+
+@functools.cache
+def _training(spec: TrainSpec, end: int, n_train: int) -> Mapping[str, Unit]:
+    if not end:
+        return {}
+    per_epoch = n_train // spec.batch
+    epoch = Unit(_network(spec), per_epoch * spec.batch * passes_per_step(spec))
+    found = {_history(spec, e, per_epoch): epoch for e in range(1, end + 1)}
+    for other in (spec.start, spec.witness):
+        found |= _training(other, other.epochs, n_train) if other else {}
+    if spec.features:
+        model = spec.features.model
+        found |= _training(model, model.epochs, n_train)
+        found[key(spec.features)] = Unit(_network(model), n_train * spec.features.steps)
+    return found
+
+
+@functools.cache
+def _history(spec: TrainSpec, epoch: float, per_epoch: int) -> str:
+    return spec.history_key(max(1, round(epoch * per_epoch)), per_epoch)
+
+
+def _network(spec: TrainSpec) -> Network:
+    return spec.arch, spec.width, spec.stem
+
+
+# --- speed ------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Seconds a pass of each network takes on this machine: as measured by the work done so far, or by a few steps.
+
+    What is measured lies beside the cache, so that the next estimate knows it.
+    """
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+        how = execution.resolve(lab.device)
+        machine = key(how.device, how.describe()["hardware"])
+        self.path = lab.cache / "speeds" / f"passes-{machine}.json"
+        self.seen: dict[str, list[float]] = {}  # by network: passes and seconds
+        try:
+            self.seen = {str(k): [float(p), float(s)] for k, (p, s) in json.loads(self.path.read_text()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            pass  # absent or damaged: it is measured again
+
+    def seconds(self, units: Iterable[Unit]) -> float:
+        """What `units` take, one after the other."""
+        return sum(unit.passes * self._pass(unit.network) for unit in units)
+
+    def observe(self, units: Iterable[Unit], seconds: float) -> None:
+        """Take in that `units`, those of one measurement, took `seconds` in all: to each network its share."""
+        passes: dict[Network, float] = {}
+        for unit in units:
+            passes[unit.network] = passes.get(unit.network, 0) + unit.passes
+        alone = len(passes) == 1
+        expected = {network: n * (1 if alone else self._pass(network)) for network, n in passes.items()}
+        for network, n in passes.items():
+            share = expected[network] / sum(expected.values())
+            before = self.seen.get(_said(network), [0.0, 0.0])
+            self.seen[_said(network)] = [before[0] + n, before[1] + seconds * share]
+        write_atomic(self.path, json.dumps(self.seen, indent=1).encode())
+
+    def _pass(self, network: Network) -> float:
+        passes, seconds = self.seen.get(_said(network), (0, 0))
+        return seconds / passes if passes else self._timed(network)
+
+    @functools.cache  # noqa: B019 (lives as long as its lab)
+    def _timed(self, network: Network) -> float:
+        """Seconds of one image's pass, timed in a training batch, or in a part of one where that takes long."""
+        (arch, width, stem), scale = network, self.lab.scale
+        how, shape = execution.resolve(self.lab.device, compile=False), data.image_shape(scale.data)
+        model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape)).train()
+        n = 4
+        while True:
+            x = torch.rand(n, *shape, device=how.device).contiguous(memory_format=how.layout)
+            taken = min(_step_seconds(how, model, x) for _ in range(2))  # the first time is not typical
+            if n >= scale.batch or taken * scale.batch / n > 1.0:
+                return taken / n
+            n = min(scale.batch, 4 * n)
+
+
+def _step_seconds(how: execution.Execution, model: torch.nn.Module, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    with how.autocast():
+        out = model(x)
+    torch.autograd.grad(out.float().logsumexp(-1).sum(), list(model.parameters()))
+    if how.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _said(network: Network) -> str:
+    return " ".join(map(str, network))
