@@ -29,9 +29,9 @@ def feature_curves(study: EarlyStopping) -> Figure:
         figure, axes = plt.subplots(
             3, len(names), figsize=(style.WIDTH, 4.6), layout="constrained", sharey="row", sharex=True, squeeze=False
         )
-        attacks = list(next(iter(study.robustness.values())).stands)
+        attacks = list(next(iter(study.robustness.values())).correct)
         for column, name in enumerate(names):
-            seen, run = study.series[name], study.robustness[name]
+            seen, run = study.curves[name], study.robustness[name]
             colour, marker = style.KINDS["decay"]
             style.curve(axes[0, column], seen.epochs, [interval(seen.at(e)) for e in seen.epochs], colour, marker)
             stop = study.stops[name]
@@ -44,7 +44,7 @@ def feature_curves(study: EarlyStopping) -> Figure:
             for axis in axes[:, column]:
                 style.decays(axis, run.spec.schedule.milestones)
                 axis.set_ylim(bottom=0)
-            seeds = run.stands["none"].shape[0]
+            seeds = run.seeds
             axes[0, column].set_title(f"{name} ({words.count(seeds, 'seed')})", loc="left")
             axes[2, column].set_xlabel("epoch")
         for row, label in enumerate(("success rate, %", "natural accuracy, %", "robust accuracy, %")):
@@ -53,13 +53,13 @@ def feature_curves(study: EarlyStopping) -> Figure:
     return figure
 
 
-def feature_budgets(study: EarlyStopping) -> Figure:
+def other_eps(study: EarlyStopping) -> Figure:
     """Success by epoch under several ε, a panel a training set, first seed; dots are each curve's highest point."""
     with style.styled():
-        names = list(next(iter(study.budgets.values())))
+        names = list(next(iter(study.other_eps.values())))
         figure, axes = plt.subplots(1, len(names), figsize=(style.WIDTH, 2.1), layout="constrained", squeeze=False)
         for axis, name in zip(axes[0], names, strict=True):
-            for (eps, found), alpha in zip(sorted(study.budgets.items()), (0.35, 0.6, 0.8, 1.0), strict=False):
+            for (eps, found), alpha in zip(sorted(study.other_eps.items()), (0.35, 0.6, 0.8, 1.0), strict=False):
                 run = found[name]
                 rates = [100 * run.at(e).value for e in run.epochs]
                 best = int(np.argmax(rates))

@@ -1,0 +1,290 @@
+"""Claim C1: early stopping helps surrogates trained on robust and on non-robust features alike. Notebook 01.
+
+Surrogates are trained on the images D, on D_R (robust features alone) and on D_NR (what a standard network uses), see
+`rfnlib.features`. With s_X(e) the success rate of those trained on X at epoch e, E the last epoch and e_X the epoch at
+which they are stopped early, chosen on pilots for each set, the claim is about h_X = s_X(e_X) − s_X(E). A gate asks that
+h_D > 0 at 95 %, for where stopping does not help at all there is nothing to explain; then h_{D_NR} is judged, with
+h_{D_R} beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from rfnlib import claims, words
+from rfnlib.curves import RobustnessCurve, TransferCurve
+from rfnlib.intervals import Influence, interval
+from rfnlib.lab import Lab
+from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.scales import Scale
+from rfnlib.specs import FeatureSet, TrainSpec
+from rfnlib.studies import pilots
+
+NOTEBOOK = "01_non_robust_features"
+CLAIMS = ("C1",)
+
+MAIN = ("D", "D_R", "D_NR")
+CONTROLS = ("D_rand", "D_det")
+WEAK = "l2 0.25"  # the ball in which robust accuracy is compared
+# Natural accuracy, and robust accuracy at l2 0.25, of ResNet-50 on the whole of CIFAR-10: the README of the
+# data sets that Ilyas et al. published (MadryLab/constructed-datasets). Not numbers of the paper reproduced here.
+PUBLISHED = {"D_R": (0.84, 0.48), "D_NR": (0.88, 0.0), "D_rand, radius 0.5": (0.63, 0.0), "D_det, radius 0.5": (0.44, 0.0)}
+
+ANSWERS = {
+    "supported": "Early stopping helps on non-robust features too, so that learning them late cannot be why it helps",
+    "contradicted": "On non-robust features alone early stopping hurts",
+    "no effect": "On non-robust features alone early stopping makes no difference",
+    "inconclusive": "Whether early stopping helps on non-robust features is not decided",
+    "not testable": "Whether early stopping helps on non-robust features cannot be tested at this scale",
+}
+FOLLOWS = {
+    "supported": "What makes an early-stopped surrogate better is not which features it has had time to learn; the next "
+    "notebooks look at the learning rate and at flatness.",
+    "contradicted": "The older explanation, that later epochs learn what does not transfer, stands at this scale.",
+    "no effect": "The older explanation, that later epochs learn what does not transfer, is compatible with this: where "
+    "there are only non-robust features, stopping early gains nothing.",
+    "inconclusive": "Neither explanation is ruled out: the interval holds gains and losses that would matter.",
+    "not testable": "Nothing follows: a gate says that there is nothing to explain at this scale, or that training here "
+    "is not what the claim is about. The differences are printed all the same, as a description.",
+}
+
+
+# --- data sets ------------------------------------------------------------------------------------------
+
+
+def standard_model(scale: Scale) -> TrainSpec:
+    """The standard network whose features D_NR holds, trained as the targets are, from a seed of its own."""
+    return scale.cycled(scale.features.arch, scale.features.model_epochs, seed=1100)
+
+
+def inverted(scale: Scale, robust: bool, steps: int | None = None) -> FeatureSet:
+    """D_R (`robust`) or D_NR; `steps` None: the scale's."""
+    study, model = scale.features, standard_model(scale)
+    return FeatureSet(
+        "inverted", replace(model, adversary=study.adversary) if robust else model, steps or study.steps, study.step
+    )
+
+
+def controls(scale: Scale, radius: float) -> dict[str, FeatureSet]:
+    """D_rand and D_det in a ball of this radius, against the network behind D_NR."""
+    steps, model = scale.features.targeted, standard_model(scale)
+    sets = [FeatureSet(m, model, steps, radius / 5, eps=radius) for m in ("random-label", "next-label")]
+    return {f.name: f for f in sets}
+
+
+def sets(scale: Scale) -> dict[str, FeatureSet | None]:
+    """What surrogates are trained on: D itself, D_R, D_NR, and the controls D_rand and D_det of the first radius."""
+    built = {"D_R": inverted(scale, True), "D_NR": inverted(scale, False)}
+    return {"D": None, **built, **controls(scale, scale.features.radii[0])}
+
+
+def _trained(scale: Scale, features: FeatureSet | None, seeds: Sequence[int]) -> list[TrainSpec]:
+    return [replace(scale.flat(None, seed, scale.features.arch), features=features) for seed in seeds]
+
+
+# --- arms -----------------------------------------------------------------------------------------------
+
+
+def pilot_arms(lab: Lab) -> dict[str, Arm]:
+    """Surrogates on each set, attacked all along, the first pilot seed: when to stop."""
+    scale = lab.scale
+    found = [(name, _trained(scale, features, scale.pilots[:1])) for name, features in sets(scale).items()]
+    return {name: Arm(name, specs, At(scale.transfer, scale.attacked_at(specs[0].schedule))) for name, specs in found}
+
+
+def main(lab: Lab) -> dict[str, Arm]:
+    """Surrogates on each set under the standard schedule: transfer all along, robust accuracy on a coarse grid.
+
+    D, D_R and D_NR have every seed, the controls the first.
+    """
+    scale, found = lab.scale, {}
+    for name, features in sets(scale).items():
+        specs = _trained(scale, features, lab.seeds if name in MAIN else lab.seeds[:1])
+        schedule = specs[0].schedule
+        coarse = At(scale.robustness, scale.sharp_at(schedule, fine=False))
+        found[name] = Arm(name, specs, At(scale.transfer, scale.attacked_at(schedule)), coarse)
+    return found
+
+
+def other_eps(lab: Lab) -> dict[float, list[Arm]]:
+    """The first seed of the main arms, attacked on a coarse grid, by ε."""
+    scale, found = lab.scale, {}
+    for eps in sorted({scale.attack.radius, *scale.features.other_eps}):
+        probe = replace(scale.transfer, attack=replace(scale.attack, eps=eps))
+        arms = [main(lab)[name] for name in MAIN]
+        found[eps] = [Arm(a.name, a.specs[:1], At(probe, a.asked[1].epochs)) for a in arms]
+    return found
+
+
+def checks(lab: Lab) -> list[Arm]:
+    """Networks trained on each built set at their end, on many images: are the sets what they should be?"""
+    scale, at = lab.scale, At(lab.scale.features.check, (lab.scale.end,))
+    found = [Arm(f.name, _trained(scale, f, lab.seeds), at) for f in map(lambda r: inverted(scale, r), (True, False))]
+    for radius in scale.features.radii:
+        for name, features in controls(scale, radius).items():
+            found.append(Arm(f"{name}, radius {radius:g}", _trained(scale, features, lab.seeds[:1]), at))
+    return found
+
+
+def by_steps(lab: Lab) -> dict[tuple[int, str], Arm]:
+    """Networks trained on D_R and D_NR at their end, by the number of steps of the inversion: the first seed."""
+    scale, at = lab.scale, At(lab.scale.features.check, (lab.scale.end,))
+    found = {}
+    for steps in sorted({*scale.features.tried, scale.features.steps}):
+        for features in (inverted(scale, True, steps), inverted(scale, False, steps)):
+            name = f"{features.name} by {steps} steps"
+            found[steps, features.name] = Arm(name, _trained(scale, features, lab.seeds[:1]), at)
+    return found
+
+
+def arms(lab: Lab) -> dict[str, Arm]:
+    """What claim C1 is judged by, and the controls."""
+    return main(lab)
+
+
+def plan(lab: Lab) -> Iterator[Measurement]:
+    """Pilots; the main arms seed by seed; checks of the sets; other ε; other numbers of steps."""
+    yield from by_seed(pilot_arms(lab).values())
+    found = main(lab)
+    yield from by_seed(found[name] for name in MAIN)
+    yield from by_seed(checks(lab))
+    yield from by_seed(found[name] for name in CONTROLS)
+    for of in other_eps(lab).values():
+        yield from by_seed(of)
+    yield from by_seed(by_steps(lab).values())
+
+
+# --- the result -----------------------------------------------------------------------------------------
+
+
+def stopping_epoch(lab: Lab, name: str) -> float:
+    """When to stop a surrogate trained on the set `name`: the attacked epoch with the most success on pilots."""
+    seen = lab.read(pilot_arms(lab)[name], role="validation")
+    return max(seen.epochs, key=lambda e: seen.at(e).value)
+
+
+def measure(lab: Lab) -> EarlyStopping:
+    """Transfer and robustness of surrogates trained on robust and on non-robust features, at `lab`'s scale.
+
+    Raises:
+        MissingRecord: in replay, a run on D, D_R or D_NR is not recorded.
+    """
+    shown = lab.shown(main(lab), needed=MAIN)
+    stops = {name: stopping_epoch(lab, name) for name in lab.shown(pilot_arms(lab), needed=shown) if name in shown}
+    return EarlyStopping(
+        stops,
+        {name: lab.read(arm) for name, arm in shown.items()},
+        {name: lab.read(arm, lab.scale.robustness) for name, arm in shown.items()},
+        {eps: {a.name: lab.read(a) for a in of} for eps, of in other_eps(lab).items() if len(lab.shown(of)) == len(of)},
+        tuple(pilots.gates(lab, "C1")),
+    )
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Surrogates trained on D, D_R, D_NR (and the controls): transfer and robustness along their training.
+
+    Attributes:
+        stops: when each is stopped early.
+        curves: on test images and test targets.
+        robustness: white-box.
+        other_eps: the same as `curves` for the first seed, by ε, on a coarse grid.
+        training_gates: that the scale must pass.
+    """
+
+    stops: dict[str, float]
+    curves: dict[str, TransferCurve]
+    robustness: dict[str, RobustnessCurve]
+    other_eps: dict[float, dict[str, TransferCurve]]
+    training_gates: tuple[claims.Gate, ...]
+
+    def help(self, name: str) -> Influence:
+        """h: success where the surrogate is stopped early less that at its end."""
+        run = self.curves[name]
+        return run.at(self.stops[name]) - run.at(run.end)
+
+    @property
+    def gates(self) -> list[claims.Gate]:
+        """Those of the scale, and that early stopping helps on the images themselves."""
+        on_d = interval(self.help("D"))
+        figure = f"stopping early gains {words.points(on_d)} points on D itself (more than 0 at 95 %)"
+        return [*self.training_gates, claims.Gate("something to explain", on_d.low > 0, figure)]
+
+    def verdict(self, claim: str = "C1") -> claims.Verdict:
+        """The verdict on D_NR, before Holm's correction over all claims."""
+        return claims.judge(claim, self.help("D_NR"), gates=self.gates)
+
+    def headline(self, claim: str = "C1") -> str:
+        """What was found, in one sentence."""
+        said = "; ".join(f"{words.points(interval(self.help(name)))} on {name}" for name in ("D_NR", "D_R", "D"))
+        return f"{ANSWERS[self.verdict(claim).word]}: stopped early rather than trained to its end, a surrogate gains {said} (points of success)."
+
+    def follows(self) -> str:
+        """What the verdict means."""
+        return FOLLOWS[self.verdict().word]
+
+    def gains(self) -> pd.DataFrame:
+        """When each surrogate is stopped, its success there and at the end, and the difference."""
+        rows = {}
+        for name, run in self.curves.items():
+            rows[name] = {
+                "seeds": run.seeds,
+                "stopped at epoch": f"{self.stops[name]:g}",
+                "success there": words.percent(interval(run.at(self.stops[name]))),
+                "success at the end": words.percent(interval(run.at(run.end))),
+                "gain, points": words.points(interval(self.help(name))),
+            }
+        return pd.DataFrame(rows).T.rename_axis("trained on")
+
+    def peaks(self) -> pd.DataFrame:
+        """Robust accuracy where the surrogate is stopped (or at the nearest epoch measured), at its end and at most."""
+        rows = {}
+        for name, run in self.robustness.items():
+            robust = [run.at(e, WEAK).value for e in run.epochs]
+            close = min(run.epochs, key=lambda e: abs(e - self.stops[name]))
+            rows[name] = {
+                "stopped at epoch": f"{self.stops[name]:g}",
+                f"robust accuracy ({WEAK}) at epoch {close:g}": words.percent(interval(run.at(close, WEAK))),
+                "at the end": words.percent(interval(run.at(run.end, WEAK))),
+                "at most": f"{words.percent(max(robust))} at epoch {run.epochs[int(np.argmax(robust))]:g}",
+            }
+        return pd.DataFrame(rows).T.fillna("").rename_axis("trained on")
+
+
+def check_table(lab: Lab) -> pd.DataFrame:
+    """What networks trained on each built set should show, and show at the end of their training."""
+    return table_of_checks({arm.name: lab.read(arm) for arm in lab.shown(checks(lab)).values()})
+
+
+def table_of_checks(runs: dict[str, RobustnessCurve]) -> pd.DataFrame:
+    """Natural and robust accuracy of `runs`, named as in `PUBLISHED`, and whether they are as they should be."""
+    chance, rows = 0.1, {}
+    for name, run in runs.items():
+        natural, weak = interval(run.at(run.end)), interval(run.at(run.end, WEAK))
+        fine = {"D_R": weak.low > chance, "D_NR": weak.high < chance}.get(name, True)
+        wanted = {"D_R": "accurate and robust", "D_NR": "accurate, not robust"}.get(name, "above chance")
+        rows[name] = {
+            "a network trained on it is": wanted,
+            "seeds": run.seeds,
+            "natural accuracy": words.percent(natural),
+            f"robust accuracy ({WEAK})": words.percent(weak),
+            "published": ", ".join(f"{share:.0%}" for share in PUBLISHED.get(name, ())) or "not published",
+            "as it should be": "yes" if natural.low > chance and fine else "not shown",
+        }
+    return pd.DataFrame(rows).T.rename_axis("trained on")
+
+
+def step_table(lab: Lab) -> pd.DataFrame:
+    """Accuracy and robustness of networks trained on D_R and D_NR, by the steps that the inversion took."""
+    found = by_steps(lab)
+    shown, rows = lab.shown(found.values()), {}
+    for (steps, name), arm in found.items():
+        if arm.name in shown:
+            run = lab.read(arm)
+            for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}")):
+                rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(interval(run.at(run.end, attack)))
+    return pd.DataFrame(rows).T.fillna(words.MISSING).rename_axis("steps of inversion")
