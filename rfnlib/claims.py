@@ -1,4 +1,14 @@
-"""The paper's claims as data, and the statistics that judge them: *holds*, *does not hold*, *inconclusive*.
+"""The paper's claims as data, and the rule that judges them.
+
+Each claim has one primary difference, named before anything was measured, and a margin: how much would matter.
+
+    supported      its 95 % interval lies above 0
+    contradicted   its 95 % interval lies below 0
+    no effect      its 90 % interval lies within ± margin (two one-sided tests, Schuirmann 1987)
+    inconclusive   none of these, or one seed, whose luck no interval covers
+    not testable   a gate failed: training at this scale is not what the claim is about
+
+Gates come first, then the words in this order. Holm's correction over all claims stands beside each verdict.
 
 Numbers called the paper's are those of its abstracts (arXiv 2304.02688, v1 and v2). No other number of
 its tables could be verified, so none is printed.
@@ -6,26 +16,46 @@ its tables could be verified, so none is printed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import log
 
 import numpy as np
 import pandas as pd
 
-from rfnlib.intervals import Estimate
+from rfnlib.checks import require
+from rfnlib.intervals import Estimate, Influence, interval
 from rfnlib.lab import Lab
 
+WORDS = ("supported", "contradicted", "no effect", "inconclusive", "not testable")
 VERDICTS = ("holds", "does not hold", "inconclusive")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. `recorded` is the verdict that the committed records support, by scale."""
+    """A claim of the paper and what it is judged by.
+
+    Attributes:
+        id: such as "C4".
+        sentence: the claim.
+        paper: the paper's number, where one could be verified.
+        notebook: the one that shows it.
+        primary: what is compared, in words; where it is several differences, all of them must be positive.
+        margin: a difference that would matter, in the unit of the estimate (points / 100, or a logarithm).
+        unit: "points", "points a doubling", or "factor" (of an estimate that is a natural logarithm).
+        non_inferiority: whether being no worse than by the margin is all that is claimed.
+        recorded: the verdict that the committed records support, by scale.
+    """
 
     id: str
     sentence: str
     paper: str
     notebook: str
-    recorded: tuple[tuple[str, str], ...] = ()
+    primary: tuple[str, ...]
+    margin: float
+    unit: str = "points"
+    non_inferiority: bool = False
+    recorded: tuple[tuple[str, str], ...] = (("laptop", "inconclusive"),)
 
 
 CLAIMS = {
@@ -36,59 +66,234 @@ CLAIMS = {
             "Early stopping helps surrogates trained on robust and on non-robust features alike",
             "no verified number",
             "01_non_robust_features",
-            recorded=(("laptop", "inconclusive"),),
+            ("stopped early − at the end, trained on non-robust features",),
+            margin=0.02,
         ),
         Claim(
             "C2",
             "Transferability peaks when the learning rate decays, whichever epoch that is",
             "no verified number",
             "02_lr_decay_peak",
-            recorded=(("laptop", "inconclusive"),),
+            ("after the decay − constant rate", "after the decay − at the end"),
+            margin=0.02,
         ),
         Claim(
             "C3",
             "At that time the sharpness of the loss drops",
             "no verified number",
             "03_sharpness_drop",
-            recorded=(("laptop", "inconclusive"),),
+            ("λ₁ at a constant rate / after the decay",),
+            margin=log(1.15),
+            unit="factor",
         ),
         Claim(
             "C4",
             "RFN always improves over early stopping",
             "by up to 47 points (v1)",
             "04_rfn_gains",
-            recorded=(("laptop", "inconclusive"),),
+            ("RFN − early stopping",),
+            margin=0.03,
         ),
         Claim(
             "C5",
             "Of seven minimizers SAM consistently beats early stopping",
             "by up to 28.8 points (v2)",
             "04_rfn_gains",
-            recorded=(("laptop", "inconclusive"),),
+            ("SAM − early stopping",),
+            margin=0.03,
         ),
         Claim(
             "C6",
             "Large flat neighbourhoods raise transferability, at a cost in natural accuracy",
             "no verified number",
             "04_rfn_gains",
-            recorded=(("laptop", "inconclusive"),),
+            ("success by log ρ",),
+            margin=0.03,
+            unit="points a doubling",
         ),
         Claim(
             "C7",
             "RFN rivals the best other ways to train a surrogate",
             "no verified number",
             "05_state_of_the_art",
-            recorded=(("laptop", "inconclusive"),),
+            ("RFN − the better of LGV and SAT",),
+            margin=0.05,
+            non_inferiority=True,
         ),
         Claim(
             "C8",
             "RFN adds to other transfer techniques",
             "no verified number",
             "05_state_of_the_art",
-            recorded=(("laptop", "inconclusive"),),
+            ("RFN + technique − the better of SGD + technique and RFN alone",),
+            margin=0.03,
         ),
     )
 }
+
+
+# --- the rule ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on training that must hold before anything is judged: its name, whether it does, and its figure."""
+
+    name: str
+    passed: bool
+    figure: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word for a claim, and all that it rests on; `str` of it is one line.
+
+    Attributes:
+        claim: what was judged.
+        word: one of `WORDS`.
+        what: the primary differences in words, as many as `estimates`.
+        estimates: the primary differences at 95 %; none if a gate failed and nothing was measured.
+        gates: those that were asked, passed or not.
+        p: two-sided, of the hypothesis that the primary is 0 (−margin for non-inferiority); 1 where nothing is tested.
+        holm: `p` corrected for all claims, by `holm`; None before.
+    """
+
+    claim: Claim
+    word: str
+    what: tuple[str, ...]
+    estimates: tuple[Estimate, ...]
+    gates: tuple[Gate, ...]
+    p: float
+    holm: float | None = None
+
+    @property
+    def survives(self) -> bool:
+        """Whether the word stands after Holm's correction: words that rest on no such test do."""
+        return self.word not in ("supported", "contradicted") or self.holm is None or self.holm < 0.05
+
+    def __str__(self) -> str:
+        unit = "" if self.claim.unit == "factor" else f" {self.claim.unit}"
+        shown = [
+            f"{what} {self._shown(e.value, '+')}{unit} (95 % {self._shown(e.low)} to {self._shown(e.high)}"
+            for what, e in zip(self.what, self.estimates, strict=True)
+        ]
+        parts = [f"gate {g.name!r} failed ({g.figure})" for g in self.gates if not g.passed]
+        if shown:
+            parts += ["), ".join(shown), f"{self._basis()})"]
+        return f"{self.claim.id} {self.word}: {'; '.join(parts)}"
+
+    def _shown(self, value: float, sign: str = "-") -> str:
+        """A difference in points, or a logarithm as a factor, which has × in place of a sign."""
+        if self.claim.unit == "factor":
+            text = f"{'×' * (sign == '+')}{np.exp(value):.2f}"
+        else:
+            text = f"{100 * value:{sign}z.1f}"
+        return text.replace("-", "−").replace("inf", "∞")
+
+    def _basis(self) -> str:
+        """What the estimates rest on, the margin and the p-value."""
+        least = {kind: min(getattr(e, kind) for e in self.estimates) for kind in ("seeds", "targets", "images")}
+        based = ", ".join(f"{n} {kind[:-1] if n == 1 else kind}" for kind, n in least.items() if n)
+        margin = "×" * (self.claim.unit == "factor") + self._shown(self.claim.margin).removesuffix(".0")
+        kind = "non-inferiority margin" if self.claim.non_inferiority else "margin"
+        tested = f"; {self._tested()}" if self.word != "not testable" else ""
+        return f"{based}; {kind} {margin}{tested}"
+
+    def _tested(self) -> str:
+        name, p = ("p", self.p) if self.holm is None else ("Holm p", self.holm)
+        text = "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}"[1:]
+        return f"{name} {text}" + ("" if self.survives else ", which it does not survive")
+
+
+def judge(
+    claim: str | Claim,
+    primary: Influence | Estimate | Sequence[Influence | Estimate] | None,
+    what: str | Sequence[str] | None = None,
+    gates: Sequence[Gate] = (),
+) -> Verdict:
+    """Judge a claim by its primary difference, or by several that must all be positive.
+
+    Several differences θₖ are judged as their minimum. It is positive if each is, at 95 % (an intersection-union
+    test, Berger 1982: no correction is owed); negative if one is, by Holm's procedure over them; within ± margin if
+    all lie above −margin at 90 %, and one lies below the margin at 90 % of all together (Bonferroni).
+
+    For non-inferiority −margin stands in place of 0, and *no effect* is no verdict.
+
+    Args:
+        claim: its id, or a claim of one's own.
+        primary: the difference, or as many as `claim.primary` names; None only if a gate failed.
+        what: in words, if these say more than `claim.primary`.
+        gates: read before.
+
+    Raises:
+        ValueError: an unknown claim, another number of differences than it names, or none though every gate passed.
+    """
+    known = isinstance(claim, Claim) or claim in CLAIMS
+    require(known, f"there is no claim {claim!r}; give one of {', '.join(CLAIMS)}.")
+    claim = claim if isinstance(claim, Claim) else CLAIMS[claim]
+    words = claim.primary if what is None else (what,) if isinstance(what, str) else tuple(what)
+    primaries = [] if primary is None else [primary] if isinstance(primary, Influence | Estimate) else list(primary)
+    failed = not all(g.passed for g in gates)
+    wanted = len(primaries) == len(words) == len(claim.primary) or (primary is None and failed)
+    asked, given = f"{len(claim.primary)} ({'; '.join(claim.primary)})", f"{len(primaries)} with {len(words)} names"
+    require(wanted, f"{claim.id} is judged by so many differences: {asked}, not {given}; none only if a gate failed.")
+    estimates = tuple(replace(d if isinstance(d, Estimate) else interval(d), confidence=0.95) for d in primaries)
+    word, p = ("not testable", 1.0) if failed else _decide(estimates, claim.margin, claim.non_inferiority)
+    return Verdict(claim, word, words[: len(estimates)], estimates, tuple(gates), p)
+
+
+def _decide(estimates: Sequence[Estimate], margin: float, non_inferiority: bool) -> tuple[str, float]:
+    """The word, and the two-sided p-value of the minimum of the differences."""
+    if min(e.seeds for e in estimates) < 2:
+        return "inconclusive", 1.0
+    null = -margin if non_inferiority else 0.0
+    all_above = float(np.max([2 * e.p_above(null) for e in estimates]))  # NaN, of what has no logarithm, stays NaN
+    below = _holm([2 * min(e.p_above(null), e.p_below(null)) for e in estimates])
+    one_below = min((p for p, e in zip(below, estimates, strict=True) if e.centre < null), default=1.0)
+    p = min([p for p in (all_above, one_below) if p < 1], default=1.0)
+    if all_above < 0.05:
+        return "supported", p
+    if one_below < 0.05:
+        return "contradicted", p
+    within = all(e.at(0.90)[0] > -margin for e in estimates)
+    together = 1 - 0.10 / len(estimates)
+    if not non_inferiority and within and any(e.at(together)[1] < margin for e in estimates):
+        return "no effect", p
+    return "inconclusive", p
+
+
+def positive(name: str, difference: Influence | Estimate) -> Gate:
+    """The gate that a difference is above 0 at 95 %, such as that early stopping helps on D itself (C1)."""
+    e = difference if isinstance(difference, Estimate) else interval(difference)
+    low, high = e.at(0.95)
+    figure = f"{100 * e.value:+z.1f} points, 95 % {100 * low:z.1f} to {100 * high:z.1f}".replace("-", "−")
+    return Gate(name, e.seeds > 1 and low > 0, figure)
+
+
+def holm(verdicts: Sequence[Verdict], family: int = len(CLAIMS)) -> list[Verdict]:
+    """The verdicts with p-values corrected for `family` claims by Holm (1979, Scand. J. Statist. 6).
+
+    The i-th smallest of m p-values becomes max over j ≤ i of (m − j + 1)·pⱼ, at most 1. Claims not judged yet, and
+    those that are not testable, count with p = 1: what is added later cannot make these values larger.
+
+    Raises:
+        ValueError: a claim twice, or more claims than the family has.
+    """
+    ids = [v.claim.id for v in verdicts]
+    require(len(set(ids)) == len(ids) <= family, f"Holm's correction is over {family} different claims, not {ids}.")
+    corrected = _holm([v.p for v in verdicts], family)
+    return [replace(v, holm=p) for v, p in zip(verdicts, corrected, strict=True)]
+
+
+def _holm(ps: Sequence[float], family: int | None = None) -> list[float]:
+    ordered = np.argsort(ps, kind="stable")  # NaN last
+    steps = (family or len(ps)) - np.arange(len(ps))
+    corrected = np.empty(len(ps))
+    corrected[ordered] = np.minimum(np.maximum.accumulate(steps * np.asarray(ps)[ordered]), 1)
+    return corrected.tolist()
+
+
+# --- the former rule -----------------------------------------------------------------------------------------------
 
 
 class ClaimChanged(AssertionError):
