@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from synthetic import FakeLab
+from synthetic import FakeLab, curve
 
 from rfnlib import scales
 from rfnlib.lab import MissingRecord
+from rfnlib.measurements import Arm, At
 from rfnlib.specs import Adversary
 from rfnlib.studies import pilots
 
@@ -108,3 +110,13 @@ def test_every_gate_says_its_figure_and_its_threshold():
     assert figures["plateau"] == "+0.00 points an epoch from epoch 6 to 8 (less than 1)"
     assert figures["fit"] == "training accuracy 97.0% (at least 95%)"
     assert figures["ρ bracketed"] == "most success at ρ = 0.2 of 0.05, 0.1, 0.2, 0.4 (not at an edge)"
+
+
+def test_runs_that_failed_are_named():
+    lab = FakeLab(SCALE, peaked)
+    seeds = [SCALE.flat(None, seed) for seed in (0, 1)]
+    arm = Arm("GAM", seeds, At(SCALE.transfer, (SCALE.end,)))
+    fine = curve(arm, lambda e: 0.3)
+    failed = replace(fine, accuracy=np.array([[0.8], [0.39]]), loss=np.array([[np.nan], [0.1]]))
+    assert pilots.excluded(lab, {"GAM": fine}) == []
+    assert [line[:10] for line in pilots.excluded(lab, {"GAM": failed})] == ["GAM, run 1", "GAM, run 2"]

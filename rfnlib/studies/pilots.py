@@ -7,7 +7,7 @@ Both are made once, for all judged seeds, before the first of them is trained: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -255,22 +255,46 @@ def bracketed(name: str, letter: str, success: dict[float, float]) -> Gate:
     return Gate(name, grid[0] < best < grid[-1], f"most success at {letter} = {best:g} of {of} (not at an edge)")
 
 
-TRAINED = (plateau, fit, long_enough, enough)
-FLAT = (*TRAINED, flat_long_enough, rho_bracketed)
-GATES: dict[str, tuple[Callable[[Lab], Gate], ...]] = {
+EVERY = {
+    "plateau": plateau,
+    "fit": fit,
+    "long enough, SGD": long_enough,
+    "enough": enough,
+    "long enough, SAM": flat_long_enough,
+    "ρ bracketed": rho_bracketed,
+    "ε bracketed": eps_bracketed,
+}
+TRAINED = ("plateau", "fit", "long enough, SGD", "enough")
+FLAT = (*TRAINED, "long enough, SAM", "ρ bracketed")
+GATES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("C1", "C2", "C3"), TRAINED),
     **dict.fromkeys(("C4", "C5", "C6", "C8"), FLAT),
-    "C7": (*FLAT, eps_bracketed),
+    "C7": (*FLAT, "ε bracketed"),
 }
 
 
-def gates(lab: Lab, claim: str = "C7") -> list[Gate]:
-    """The gates that must be passed before `claim` is judged; those of C7 are all that there are.
+def gates(lab: Lab, claim: str | None = None) -> list[Gate]:
+    """The gates that must be passed before `claim` is judged; None: all that there are.
 
     Raises:
         MissingRecord: in replay, what a gate looks at is not complete.
     """
-    return [gate(lab) for gate in GATES[claim]]
+    return [EVERY[name](lab) for name in (GATES[claim] if claim else EVERY)]
+
+
+def excluded(lab: Lab, curves: Mapping[str, TransferCurve]) -> list[str]:
+    """Which runs the plan excludes, in words: the loss is not finite, or accuracy is below half of the pilots' SGD.
+
+    `PREREGISTRATION.md` says what follows for the comparison. Nothing is left out here.
+    """
+    pilot = _validated(lab, arms(lab)["SGD"])
+    least = float(pilot.accuracy[:, pilot.index(pilot.end)].mean()) / 2
+    found = []
+    for name, run in curves.items():
+        for seed, (loss, accuracy) in enumerate(zip(run.loss[:, -1], run.accuracy[:, -1], strict=True)):
+            if not np.isfinite(loss) or accuracy < least:
+                found.append(f"{name}, run {seed + 1}: loss {loss:.3g}, natural accuracy {accuracy:.1%}")
+    return found
 
 
 # --- for readers ----------------------------------------------------------------------------------------
@@ -279,12 +303,11 @@ def gates(lab: Lab, claim: str = "C7") -> list[Gate]:
 def gate_table(lab: Lab) -> pd.DataFrame:
     """A row a gate: its figure, whether it is passed, and the claims that ask for it."""
     rows = {}
-    for gate in GATES["C7"]:
-        asked = ", ".join(sorted(claim for claim, of in GATES.items() if gate in of))
-        name = gate.__name__.replace("_", " ")
+    for name, gate in EVERY.items():
+        asked = ", ".join(sorted(claim for claim, of in GATES.items() if name in of))
         try:
             found = gate(lab)
-            rows[found.name] = {"found": found.figure, "passed": "yes" if found.passed else "no", "claims": asked}
+            rows[name] = {"found": found.figure, "passed": "yes" if found.passed else "no", "claims": asked}
         except MissingRecord:
             rows[name] = {"found": "not recorded yet", "passed": "", "claims": asked}
     return pd.DataFrame(rows).T.rename_axis("gate")
@@ -299,9 +322,9 @@ def choice_table(lab: Lab) -> pd.DataFrame:
         "the best minimizer besides SAM": lambda: best_minimizer(lab),
         "the better of LGV and SAT": lambda: best_rival(lab),
     }
-    for arch in lab.scale.surrogates[1:]:
-        choices[f"{arch.label}: stopping epoch"] = lambda arch=arch: f"{stopping_epoch(lab, arch):g}"
-        choices[f"{arch.label}: ρ of RFN"] = lambda arch=arch: f"{chosen_rho(lab, arch):g}"
+    for i, arch in enumerate(lab.scale.surrogates[1:], 2):
+        choices[f"architecture {i}: stopping epoch"] = lambda arch=arch: f"{stopping_epoch(lab, arch):g}"
+        choices[f"architecture {i}: ρ of RFN"] = lambda arch=arch: f"{chosen_rho(lab, arch):g}"
 
     def made(choose: Callable[[], str]) -> str:
         try:

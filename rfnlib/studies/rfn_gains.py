@@ -221,7 +221,7 @@ class Gains:
 
     def verdict(self, claim: str) -> claims.Verdict:
         """The verdict on `claim`, before Holm's correction over all of them."""
-        return claims.judge(claim, interval(self.primary(claim)), self.gates[claim])
+        return claims.judge(claim, self.primary(claim), gates=self.gates[claim])
 
     def headline(self, claim: str) -> str:
         """What was found on `claim`, in one sentence."""

@@ -1,0 +1,155 @@
+"""`PREREGISTRATION.md`: what is fixed before a judged seed is trained, held to the code by a fingerprint.
+
+    python -m rfnlib.preregistration              # write the generated parts anew: settings, gates, choices
+    python -m rfnlib.preregistration "why"        # the same, and log a change of what is fixed, with the reason
+
+The last fingerprint of the log must be that of the code: a test demands it, so nothing fixed changes in silence.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pandas as pd
+
+from rfnlib import claims, paths, scales, words
+from rfnlib.keys import key
+from rfnlib.lab import Lab
+from rfnlib.scales import Scale, Target
+from rfnlib.studies import pilots, rfn_gains
+
+FILE = "PREREGISTRATION.md"
+JUDGED = (scales.LAPTOP, scales.GPU)  # the scales that the plan is for
+MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end -->)", re.DOTALL)
+LOGGED = re.compile(r"^- (\d{4}-\d\d-\d\d), `([0-9a-f]{16})`: (.+)$", re.MULTILINE)
+
+
+def fixed() -> dict[str, object]:
+    """All that must not change once it is written down; defaults are spelt out, for they are fixed as well."""
+    return {
+        "scales": {scale.name: asdict(replace(scale, cell_timeout=0)) for scale in JUDGED},
+        "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in claims.CLAIMS.values()},
+        "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
+        "gates of": pilots.GATES,
+        "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},
+        "secondary": [rfn_gains.FEW, rfn_gains.LONG],
+    }
+
+
+def fingerprint() -> str:
+    """16 hexadecimal digits of what is `fixed`."""
+    return key("preregistration", fixed())
+
+
+# --- generated parts ------------------------------------------------------------------------------------
+
+
+def settings() -> pd.DataFrame:
+    """A row a setting, a column a scale."""
+    return pd.DataFrame({f"`{scale.name}`": _settings(scale) for scale in JUDGED}).rename_axis("setting")
+
+
+def _settings(scale: Scale) -> dict[str, str]:
+    run = scale.flat(None, scale.seeds[0])
+    first, *second = (arch.label for arch in scale.surrogates)
+    slight = scale.rivals.slight
+    return {
+        "training images": f"{scale.data}, {f'the first {scale.n_train:,}' if scale.n_train else 'all'}, augmented",
+        "surrogate": first,
+        "second architecture": words.listed(second) if second else "none",
+        "training": f"{scale.epochs} epochs of SGD, batch {scale.batch}, momentum {run.momentum:g}, weight decay "
+        f"{run.weight_decay:g}",
+        "learning rate": words.schedule(run.schedule),
+        "runs with one decay": f"at epochs {words.listed(scale.decays)}, judged "
+        f"{words.count(scale.judged_after, 'epoch')} later",
+        "judged seeds": words.listed(scale.seeds),
+        "pilot seeds": words.listed(scale.pilots),
+        "test targets": _targets(scale, "test"),
+        "validation targets": _targets(scale, "validation"),
+        "robust targets": _targets(scale, "robust"),
+        "attack": words.attack(scale.attack),
+        "images": f"{scale.test_images:,} test and {scale.validation_images:,} validation images attacked; natural "
+        f"accuracy on {scale.accuracy_images:,}",
+        "grid of ρ": f"{words.listed([f'{r:g}' for r in scale.rhos])}; the first is SAM's, RFN's is one of the others",
+        "grid of SAT": f"{slight[0].norm}, ε {words.listed([f'{a.eps:g}' for a in slight])}, PGD-{slight[0].steps}",
+        "sharpness": f"{scale.sharpness.images:,} training images, tolerance {scale.sharpness.tol:g}",
+        "other minimizers": "; ".join(words.minimizer(m) for m in pilots.minimizers(scale).values()),
+    }
+
+
+def _targets(scale: Scale, role: str) -> str:
+    chosen: list[Target] = [t for t in scale.targets if t.role == role]
+    return f"{len(chosen)}: {'; '.join(t.name for t in chosen)}"
+
+
+def primaries() -> pd.DataFrame:
+    """A row a claim: what it is judged by."""
+    rows = {}
+    for c in claims.CLAIMS.values():
+        margin = words.factor(c.margin) if c.unit == "factor" else f"{100 * c.margin:g} {c.unit}"
+        kind = "non-inferiority" if c.non_inferiority else "difference"
+        rows[c.id] = {"primary": "; and ".join(c.primary), "test": kind, "margin": margin}
+    return pd.DataFrame(rows).T.rename_axis("")
+
+
+def gates() -> pd.DataFrame:
+    """What the pilots show, by scale and gate."""
+    return pd.concat({f"`{s.name}`": pilots.gate_table(Lab(s, "replay")) for s in JUDGED}, names=["scale"])
+
+
+def choices() -> pd.DataFrame:
+    """What the pilots choose, a column a scale."""
+    found = {f"`{s.name}`": pilots.choice_table(Lab(s, "replay"))["chosen"] for s in JUDGED}
+    return pd.DataFrame(found).fillna("none").rename_axis("choice")
+
+
+PARTS = {"settings": settings, "primaries": primaries, "gates": gates, "choices": choices}
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown, its index first."""
+    flat = frame.reset_index().astype(str)
+    lines = [list(flat.columns), ["---"] * flat.shape[1], *flat.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+# --- the file -------------------------------------------------------------------------------------------
+
+
+def logged(text: str) -> list[tuple[str, str, str]]:
+    """The log's entries: date, fingerprint, reason."""
+    return LOGGED.findall(text)
+
+
+def written(text: str) -> str:
+    """`text` with its generated parts made anew.
+
+    Raises:
+        ValueError: `text` has lost marks.
+    """
+    if sorted(m["what"] for m in MARKS.finditer(text)) != sorted(PARTS):
+        raise ValueError(f"{FILE} must hold the marks of {words.listed(list(PARTS))} once each, begin and end.")
+    return MARKS.sub(lambda m: m[1] + markdown(PARTS[m["what"]]()) + m[3], text)
+
+
+def main(why: str = "") -> int:
+    """Bring the file up to date; with `why`, log a change."""
+    path = paths.root() / FILE
+    text = written(path.read_text())
+    now, entries = fingerprint(), logged(text)
+    if not entries or entries[-1][1] != now:
+        if not why:
+            print(
+                f"What is fixed is now {now}, which the log of {FILE} does not say; give the reason.", file=sys.stderr
+            )
+            return 1
+        text = f"{text.rstrip()}{chr(10) * (1 if entries else 2)}- {time.strftime('%Y-%m-%d', time.gmtime())}, `{now}`: {why}\n"
+    path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(" ".join(sys.argv[1:])))
