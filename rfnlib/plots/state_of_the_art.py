@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def rival_chart(found: Rivalry) -> Figure:
     """Success of every surrogate on standard and on robust targets, with 95 % intervals; dotted: RFN's mean."""
     with style.styled():
-        panels = {"standard targets": found.series, "robust targets": found.robust}
+        panels = {"standard targets": found.curves, "robust targets": found.robust}
         names = found.by_success()[::-1]  # from below
         figure, axes = plt.subplots(
             1, 2, figsize=(style.WIDTH, 0.24 * len(names) + 0.9), layout="constrained", sharey=True, width_ratios=(3, 2)
@@ -36,7 +36,7 @@ def rival_chart(found: Rivalry) -> Figure:
             axis.set_xlim(left=0)
             axis.set_title(title, loc="left")
             axis.set_xlabel("success rate, %")
-        axes[0].set_yticks(range(len(names)), [f"{n} ({len(found.series[n].accuracy)})" for n in names])
+        axes[0].set_yticks(range(len(names)), [f"{n} ({len(found.curves[n].accuracy)})" for n in names])
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 

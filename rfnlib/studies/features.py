@@ -123,7 +123,8 @@ def other_eps(lab: Lab) -> dict[float, list[Arm]]:
 def checks(lab: Lab) -> list[Arm]:
     """Networks trained on each built set at their end, on many images: are the sets what they should be?"""
     scale, at = lab.scale, At(lab.scale.features.check, (lab.scale.end,))
-    found = [Arm(f.name, _trained(scale, f, lab.seeds), at) for f in map(lambda r: inverted(scale, r), (True, False))]
+    both = (inverted(scale, robust) for robust in (True, False))
+    found = [Arm(features.name, _trained(scale, features, lab.seeds), at) for features in both]
     for radius in scale.features.radii:
         for name, features in controls(scale, radius).items():
             found.append(Arm(f"{name}, radius {radius:g}", _trained(scale, features, lab.seeds[:1]), at))
@@ -210,9 +211,7 @@ class EarlyStopping:
     @property
     def gates(self) -> list[claims.Gate]:
         """Those of the scale, and that early stopping helps on the images themselves."""
-        on_d = interval(self.help("D"))
-        figure = f"stopping early gains {words.points(on_d)} points on D itself (more than 0 at 95 %)"
-        return [*self.training_gates, claims.Gate("something to explain", on_d.low > 0, figure)]
+        return [*self.training_gates, claims.positive("early stopping helps on D", self.help("D"))]
 
     def verdict(self, claim: str = "C1") -> claims.Verdict:
         """The verdict on D_NR, before Holm's correction over all claims."""
@@ -221,7 +220,10 @@ class EarlyStopping:
     def headline(self, claim: str = "C1") -> str:
         """What was found, in one sentence."""
         said = "; ".join(f"{words.points(interval(self.help(name)))} on {name}" for name in ("D_NR", "D_R", "D"))
-        return f"{ANSWERS[self.verdict(claim).word]}: stopped early rather than trained to its end, a surrogate gains {said} (points of success)."
+        return (
+            f"{ANSWERS[self.verdict(claim).word]}: stopped early rather than trained to its end, a surrogate gains "
+            f"{said} (points of success)."
+        )
 
     def follows(self) -> str:
         """What the verdict means."""

@@ -1,0 +1,382 @@
+"""Claims C7 and C8: flat surrogates against other ways to train one, and under other techniques. Notebook 05.
+
+With s_M the success rate of surrogate M, each at the epoch where it is used, and s_{M+t} under technique t:
+
+- C7: s_RFN − s_R, R being the better of LGV and SAT, named on pilots: not below −margin (non-inferiority);
+- C8: the mean over techniques of s_{RFN+t} − max(s_{SGD+t}, s_RFN): a technique on RFN against the same one on SGD, and
+  against RFN alone, whichever succeeds more. That the larger is taken from the judged data makes C8 harder to support.
+
+Both are means over the targets, paired by seed and image. All else is secondary and has no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from rfnlib import claims, words
+from rfnlib.attacks import DI, MI, NI, SI, TI, IterativeAttack
+from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
+from rfnlib.intervals import Influence, average, interval
+from rfnlib.lab import Lab
+from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.probes import Transfer
+from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
+from rfnlib.scales import Scale
+from rfnlib.specs import Minimizer, Step, TrainSpec
+from rfnlib.studies import features, pilots
+from rfnlib.transforms import Neighbours
+
+NOTEBOOK = "05_state_of_the_art"
+CLAIMS = ("C7", "C8")
+
+STOPPED = "SGD, stopped early"
+ADDED_TO = (STOPPED, "SGD", "SAM", "RFN", "SAT")  # plain networks, which techniques are added to
+JUDGED = ("SGD", "RFN")  # those of them that claim C8 is about: every seed, the others the first
+SLOW = ("SAM & IR",)  # six passes a step: the first seed
+WEAK = features.WEAK
+
+ANSWERS = {
+    "C7": {
+        "supported": "RFN keeps up with the better of LGV and SAT",
+        "contradicted": "RFN falls behind the better of LGV and SAT",
+        "inconclusive": "Whether RFN keeps up with the better of LGV and SAT is not decided",
+        "not testable": "Whether RFN keeps up with other ways to train a surrogate cannot be tested at this scale",
+    },
+    "C8": {
+        "supported": "Techniques add to RFN more than either gives alone",
+        "contradicted": "Techniques on RFN give less than the better of the two alone",
+        "no effect": "Techniques on RFN give what the better of the two gives alone",
+        "inconclusive": "Whether techniques add to RFN is not decided",
+        "not testable": "Whether techniques add to RFN cannot be tested at this scale",
+    },
+}
+
+
+# --- surrogates and techniques ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A surrogate as it is compared with others: the networks of `specs`, one a seed, at `epoch`.
+
+    `recipe` makes of a run what is attacked; where that is several networks, `single` makes the one whose sharpness
+    and robust accuracy are measured (None: the last weights).
+    """
+
+    specs: tuple[TrainSpec, ...]
+    epoch: float
+    recipe: Recipe | None = None
+    single: Recipe | None = None
+
+
+def contenders(lab: Lab) -> dict[str, Contender]:
+    """Every surrogate of claim C7, on the first architecture.
+
+    LGV, the More-Bayesian surrogate and alignment go on from SGD's end: LGV at half the first learning rate, constant,
+    with its own weight decay; the More-Bayesian surrogate at the same rate, with the gradient's norm penalised;
+    alignment at a tenth of the first rate, towards the standard network of claim C1, which is no target. Rates and
+    lengths are as in the publications where the scale has room for them.
+    """
+    scale, study = lab.scale, lab.scale.rivals
+    rho, adversary = pilots.chosen_rho(lab), pilots.chosen_slight(lab)
+
+    def trained(minimizer: Minimizer | None) -> tuple[TrainSpec, ...]:
+        return tuple(scale.flat(minimizer, seed) for seed in lab.seeds)
+
+    def onwards(**how) -> tuple[TrainSpec, ...]:
+        half = Step(scale.lr / 2)
+        return tuple(replace(end, **{"schedule": half, "epochs": study.epochs, "start": end, **how}) for end in sgd)
+
+    sgd, sam = trained(None), trained(Minimizer("SAM", scale.rhos[0]))
+    last, mean = float(study.epochs), Averaged(study.per_epoch)
+    lgv = tuple(pilots.lgv(scale, seed) for seed in lab.seeds)
+    penalised = tuple(replace(spec, input_penalty=study.penalty) for spec in sam[:1])
+    return {
+        STOPPED: Contender(sgd, pilots.stopping_epoch(lab)),
+        "SGD": Contender(sgd, scale.end),
+        "SAM": Contender(sam, scale.end),
+        "RFN": Contender(trained(Minimizer("SAM", rho)), scale.end),
+        "SAT": Contender(tuple(pilots.slight(scale, adversary, seed) for seed in lab.seeds), scale.end),
+        "LGV": Contender(lgv, last, Collected(study.per_epoch)),
+        "LGV-SWA": Contender(lgv, last, mean, mean),
+        "More Bayesian": Contender(
+            onwards(minimizer=Minimizer("GNP", 0.1)), last, Drawn(study.per_epoch, draws=study.draws)
+        ),
+        "aligned": Contender(
+            onwards(schedule=Step(scale.lr / 10), witness=features.standard_model(scale)), last
+        ),
+        "SAM & IR": Contender(penalised, scale.end),
+    }
+
+
+Technique = tuple[IterativeAttack, Recipe | None]
+
+
+def techniques(scale: Scale) -> dict[str, Technique]:
+    """The scale's techniques of claim C8 around its attack; the last two are recipes for the network attacked."""
+    plain, near = scale.attack, Neighbours(scale.rivals.neighbours)
+    attacks = {
+        "MI": plain | MI(),
+        "NI": plain | NI(),
+        "DI": plain | DI(),
+        "TI": plain | TI(),
+        "SI": plain | SI(),
+        "VMI": plain | MI(variance=near),
+        "MI+DI+TI": plain | MI() | DI() | TI(),
+    }
+    known = {n: (a, None) for n, a in attacks.items()} | {"SGM": (plain, Skips()), "ghosts": (plain, Ghosts())}
+    return {"none": (plain, None)} | {name: known[name] for name in scale.rivals.techniques}
+
+
+# --- arms -------------------------------------------------------------------------------------------------
+
+
+def arms(lab: Lab) -> dict[str, Arm]:
+    """Every surrogate on standard and on robust targets, with the sharpness and robust accuracy of one network."""
+    scale, found = lab.scale, {}
+    for name, c in contenders(lab).items():
+        attacked = [At(Transfer(scale.attack, against), (c.epoch,), c.recipe) for against in ("standard", "robust")]
+        looked_at = [At(probe, (c.epoch,), c.single) for probe in (scale.sharpness, scale.robustness)]
+        found[name] = Arm(name, c.specs, *attacked, *looked_at)
+    return found
+
+
+def grid(lab: Lab) -> dict[tuple[str, str], Arm]:
+    """Surrogates under techniques: SGD and RFN, which are judged, with every seed, the others with the first."""
+    runs, found = contenders(lab), {}
+    for technique, (attack, recipe) in techniques(lab.scale).items():
+        for name in ADDED_TO:
+            specs = runs[name].specs if name in JUDGED else runs[name].specs[:1]
+            at = At(Transfer(attack), (runs[name].epoch,), recipe)
+            found[name, technique] = Arm(f"{name} + {technique}", specs, at)
+    return found
+
+
+def traded(lab: Lab) -> dict[tuple[str, float], Arm]:
+    """SAT by its ε and SAM by its ρ, both from SGD (0) on: success and robust accuracy of the pilots, at their end."""
+    scale = lab.scale
+    runs = {("SAT", a.eps): [pilots.slight(scale, a, s) for s in scale.pilots] for a in scale.rivals.slight}
+    runs |= {("RFN", rho): [pilots.sam(scale, rho, s) for s in scale.pilots] for rho in scale.rhos}
+    runs |= {(name, 0.0): [scale.flat(None, s) for s in scale.pilots] for name in ("SAT", "RFN")}
+    asked = [At(probe, (scale.end,)) for probe in (scale.transfer, scale.robustness)]
+    return {(name, x): Arm(f"{name}, {x:g}", specs, *asked) for (name, x), specs in runs.items()}
+
+
+def plan(lab: Lab) -> Iterator[Measurement]:
+    """What C7 is judged by; C8; the other surrogates; the trade-off; the slow ones."""
+    yield from pilots.later(lab)
+    main, added = arms(lab), grid(lab)
+    first = ["SGD", "RFN", pilots.best_rival(lab)]
+    yield from by_seed(main[name] for name in first)
+    yield from by_seed(arm for (name, _), arm in added.items() if name in JUDGED)
+    yield from by_seed(arm for name, arm in main.items() if name not in (*first, *SLOW))
+    yield from by_seed(arm for (name, _), arm in added.items() if name not in JUDGED)
+    yield from by_seed(traded(lab).values())
+    yield from by_seed(main[name] for name in SLOW)
+
+
+# --- the results ------------------------------------------------------------------------------------------
+
+
+def measure(lab: Lab) -> StateOfTheArt:
+    """Surrogates trained in different ways under one protocol, and techniques, at `lab`'s scale.
+
+    Raises:
+        MissingRecord: in replay, what claims C7 and C8 are judged by is not recorded.
+    """
+    rival, main, added = pilots.best_rival(lab), arms(lab), grid(lab)
+    judged = [arm.name for (name, _), arm in added.items() if name in JUDGED]
+    shown = lab.shown(main, needed=[*JUDGED, rival])
+    also = lab.shown(added.values(), needed=judged)
+    robust = Transfer(lab.scale.attack, "robust")
+    rivalry = Rivalry(
+        rival,
+        {name: lab.read(arm) for name, arm in shown.items()},
+        {name: lab.read(arm, robust) for name, arm in shown.items()},
+        {name: lab.read(arm, lab.scale.sharpness) for name, arm in shown.items()},
+        {name: lab.read(arm, lab.scale.robustness) for name, arm in shown.items()},
+    )
+    rates = {key: lab.read(arm) for key, arm in added.items() if arm.name in also}
+    gates = {claim: tuple(pilots.gates(lab, claim)) for claim in CLAIMS}
+    return StateOfTheArt(rivalry, Grid(rates), gates)
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """Surrogates trained in different ways, under one protocol; each at the epoch where it is used.
+
+    Attributes:
+        rival: whom RFN is judged against.
+        curves: on the test targets. `robust`: on those trained adversarially.
+        sharpness, robustness: of one network where several are attacked.
+    """
+
+    rival: str
+    curves: dict[str, TransferCurve]
+    robust: dict[str, TransferCurve]
+    sharpness: dict[str, SharpnessCurve]
+    robustness: dict[str, RobustnessCurve]
+
+    def against(self, name: str) -> Influence:
+        """Success of RFN less that of surrogate `name`: same seeds, same images."""
+        seeds = min(self.curves["RFN"].seeds, self.curves[name].seeds)
+        rfn, other = self.curves["RFN"].first(seeds), self.curves[name].first(seeds)
+        return rfn.at(rfn.end) - other.at(other.end)
+
+    def by_success(self) -> list[str]:
+        """The surrogates, the most successful first."""
+        return sorted(self.curves, key=lambda name: -self.curves[name].at(self.curves[name].end).value)
+
+    def ranks(self) -> dict[str, float]:
+        """The mean rank by success, 1 being the best, over targets and the seeds that all have."""
+        seeds = min(c.seeds for c in self.curves.values())
+        rates = []
+        for c in self.curves.values():
+            hits = c.first(seeds).hits[-1]
+            rates.append(hits.adv_wrong[:, ~hits.clean_wrong.any(1)].mean(1))
+        ranks = rankdata(-np.array(rates), axis=0).mean((1, 2))
+        return dict(zip(self.curves, ranks.tolist(), strict=True))
+
+    def table(self) -> pd.DataFrame:
+        """One row a surrogate, the most successful first."""
+        rows, ranks = {}, self.ranks()
+        for name in self.by_success():
+            c, robust, sharp, correct = (of[name] for of in (self.curves, self.robust, self.sharpness, self.robustness))
+            rows[name] = {
+                "seeds": c.seeds,
+                "success": words.percent(interval(c.at(c.end))),
+                "RFN less this, points": "" if name == "RFN" else words.points(interval(self.against(name))),
+                "mean rank": f"{ranks[name]:.1f}",
+                "success on robust targets": words.percent(interval(robust.at(robust.end))),
+                "natural accuracy": words.percent(c.accuracy.mean()),
+                f"robust accuracy ({WEAK})": words.percent(correct.at(correct.end, WEAK).value),
+                "λ₁": words.number(float(sharp.at(sharp.end).mean())),
+                "cost, epochs of SGD": f"{c.passes[:, -1].mean():.0f}",
+            }
+        return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Success under techniques: `curves[surrogate, technique]`; SGD and RFN on every seed, the others on the first."""
+
+    curves: dict[tuple[str, str], TransferCurve]
+
+    def rate(self, surrogate: str, technique: str, seeds: int | None = None) -> Influence:
+        """Success of `technique` on `surrogate`."""
+        c = self.curves[surrogate, technique]
+        return c.first(seeds or c.seeds).at(c.end)
+
+    @property
+    def techniques(self) -> list[str]:
+        return [t for s, t in self.curves if s == "RFN" and t != "none"]
+
+    def over_sgd(self) -> dict[str, Influence]:
+        """Success of each technique on RFN less that on SGD trained to its end."""
+        return {t: self.rate("RFN", t) - self.rate("SGD", t) for t in self.techniques}
+
+    def over_alone(self) -> dict[str, Influence]:
+        """Success of each technique on RFN less that of RFN alone."""
+        return {t: self.rate("RFN", t) - self.rate("RFN", "none") for t in self.techniques}
+
+    def added(self) -> Influence:
+        """The primary difference of C8: the mean over techniques of the smaller of `over_sgd` and `over_alone`."""
+        sgd, alone = self.over_sgd(), self.over_alone()
+        return average([min(sgd[t], alone[t], key=lambda d: d.value) for t in self.techniques])
+
+    def success(self) -> pd.DataFrame:
+        """Success rates of the first seed, a row a surrogate, a column a technique."""
+        rows: dict[str, dict[str, float]] = {}
+        for surrogate, technique in self.curves:
+            rows.setdefault(surrogate, {})[technique] = self.rate(surrogate, technique, seeds=1).value
+        return pd.DataFrame(rows).T
+
+    def table(self) -> pd.DataFrame:
+        """What each technique gives on RFN and on SGD, and the two differences."""
+        sgd, alone = self.over_sgd(), self.over_alone()
+        rows = {
+            t: {
+                "on SGD": words.percent(interval(self.rate("SGD", t))),
+                "on RFN": words.percent(interval(self.rate("RFN", t))),
+                "RFN over SGD, points": words.points(interval(sgd[t])),
+                "over RFN alone, points": words.points(interval(alone[t])),
+            }
+            for t in self.techniques
+        }
+        return pd.DataFrame(rows).T.rename_axis("technique")
+
+    def help(self) -> pd.DataFrame:
+        """What each technique adds to the plain attack on the same surrogate, in points."""
+        rows: dict[str, dict[str, str]] = {}
+        for surrogate, technique in self.curves:
+            plain = self.curves[surrogate, "none"]
+            row = rows.setdefault(surrogate, {"seeds": str(plain.seeds)})
+            if technique != "none":
+                row[technique] = words.points(interval(self.rate(surrogate, technique) - plain.at(plain.end)))
+        return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+@dataclass(frozen=True)
+class StateOfTheArt:
+    """Both halves of notebook 05, and the gates that the scale must pass, by claim."""
+
+    rivalry: Rivalry
+    grid: Grid
+    gates: dict[str, tuple[claims.Gate, ...]]
+
+    def verdict(self, claim: str) -> claims.Verdict:
+        """The verdict on a claim, before Holm's correction over all claims."""
+        if claim == "C7":
+            rival = self.rivalry.rival
+            return claims.judge(claim, self.rivalry.against(rival), f"RFN − {rival}", self.gates[claim])
+        return claims.judge(claim, self.grid.added(), gates=self.gates[claim])
+
+    def headline(self, claim: str) -> str:
+        """What was found, in one sentence."""
+        answer = ANSWERS[claim][self.verdict(claim).word]
+        if claim == "C7":
+            said = words.against(interval(self.rivalry.against(self.rivalry.rival)))
+            return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
+        better = sum(d.value > 0 for d in self.grid.over_sgd().values())
+        said = words.against(interval(self.grid.added()))
+        return (
+            f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
+            f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
+        )
+
+
+def trade_off(lab: Lab) -> pd.DataFrame:
+    """Success on validation targets and robust accuracy of the pilots: SAT by ε, RFN by ρ, both from SGD (0) on."""
+    found, rows = traded(lab), []
+    shown = lab.shown(found.values())
+    for (name, x), arm in found.items():
+        if arm.name in shown:
+            seen, run = lab.read(arm, role="validation"), lab.read(arm, lab.scale.robustness)
+            success, robust = interval(seen.at(seen.end)), interval(run.at(run.end, WEAK))
+            rows.append({"surrogate": name, "ε or ρ": x, "success": success.value, "low": success.low,
+                         "high": success.high, "robust": robust.value, "natural": seen.accuracy.mean()})  # fmt: skip
+    return pd.DataFrame(rows).set_index(["surrogate", "ε or ρ"]).sort_index(ascending=[False, True])
+
+
+def at_equal_robustness(frame: pd.DataFrame) -> pd.DataFrame:
+    """RFN's success for each ρ, and that of SAT at the same robust accuracy, linearly between its ε (SGD being 0).
+
+    A ρ whose robust accuracy SAT has nowhere has no number beside it.
+    """
+    sat, rfn = frame.loc["SAT"].sort_values("robust"), frame.loc["RFN"].drop(index=0.0)
+    there = np.interp(rfn["robust"], sat["robust"], sat["success"], left=np.nan, right=np.nan)
+    rows = {
+        f"{rho:g}": {
+            f"robust accuracy ({WEAK})": words.percent(row["robust"]),
+            "RFN": words.percent(row["success"]),
+            "SAT at the same": words.percent(None if np.isnan(sat_at) else float(sat_at)),
+            "RFN less SAT, points": words.MISSING if np.isnan(sat_at) else words.points(row["success"] - float(sat_at)),
+        }
+        for (rho, row), sat_at in zip(rfn.iterrows(), there, strict=True)
+    }
+    return pd.DataFrame(rows).T.rename_axis("ρ")
