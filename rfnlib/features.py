@@ -123,7 +123,7 @@ def robust_dataset(
     features = Features(model, layer)
     began = _starts(data, starts, seed)
     recipe = {
-        "set": "inverted features", "model": digest(model), "layer": features.name, "data": _digest_of(data),
+        "set": "inverted features", "model": digest(model), "layer": features.name, "data": data.digest,
         "starts": _digest([began]), "steps": steps, "step": step, "precision": chosen.precision,
     }  # fmt: skip
 
@@ -204,7 +204,7 @@ def _towards(
     _check_images(data)
     attack, device = IterativeAttack(eps, step, steps, "l2", targeted=True), _device(model)
     recipe = {
-        "set": "targeted", "model": digest(model), "data": _digest_of(data), "targets": _digest([targets]),
+        "set": "targeted", "model": digest(model), "data": data.digest, "targets": _digest([targets]),
         "eps": attack.radius, "step": attack.step_size, "steps": attack.steps,
     }  # fmt: skip
 
@@ -486,6 +486,7 @@ def _built(
     return replace(
         data,
         name=f"{data.name}-{kind}-{name}",
+        built_from=data.name,
         train_images=images.to(device),
         train_labels=labels.to(device),
         checksum=_digest(contents),
@@ -496,11 +497,6 @@ def digest(model: nn.Module) -> str:
     """SHA-256 of a model's structure, parameters and buffers."""
     state = model.state_dict()
     return _digest(state.values(), repr(model), *state)
-
-
-def _digest_of(data: Dataset) -> str:
-    """Of all that training on the set depends on. (`checksum` is that of the whole set for a subset, too.)"""
-    return _digest([data.train_images, data.train_labels], data.classes, data.mean, data.std, data.flip)
 
 
 def _digest(tensors: Iterable[Tensor], *words: object) -> str:

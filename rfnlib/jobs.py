@@ -239,7 +239,7 @@ def estimate(lab: Lab, jobs: list[Job]) -> list[float]:
 
 def _pace(lab: Lab, arch: str, width: int | None) -> float:
     """Seconds of one image's forward-backward pass through `arch`, eager, on this machine."""
-    shape = data.SHAPES[lab.scale.data]
+    shape = data.image_shape(lab.scale.data)
     model = execution.resolve(lab.device).place(models.build(arch, width=width, image_shape=shape)).train()
     x = torch.rand(32, *shape, device=lab.device)
     for _ in range(2):  # the first time is not typical

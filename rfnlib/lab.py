@@ -339,7 +339,7 @@ class Lab:
                 row = {
                     "epoch": round(snapshot.epoch, 4),
                     "iteration": snapshot.iteration,
-                    "snapshot": snapshot.key,
+                    "snapshot": snapshot.history,
                     "lr": spec.schedule.at((snapshot.iteration - 1) / record.per_epoch, spec.epochs),
                     **measure(snapshot),
                 }
