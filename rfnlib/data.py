@@ -1,8 +1,12 @@
 """Data sets held whole as uint8 tensors, and the augmentation that feeds training.
 
-Two data sets: scikit-learn's ``digits`` (shipped with it, no download) and CIFAR-10
-(Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html), which ``rfnlib.fetch`` downloads.
-Files from outside are checked against published checksums before a byte of them is parsed.
+Two come along: scikit-learn's `digits` (shipped with it, no download) and CIFAR-10 (Krizhevsky, 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html), which `rfnlib.fetch` downloads. Files from outside are checked against
+published checksums before a byte of them is parsed. A data set of one's own is registered under a name, which specs
+may then use:
+
+>>> register("mine", lambda root: from_arrays("mine", train, test))  # doctest: +SKIP
+>>> spec = TrainSpec("mine", "resnet18", Step(0.1), epochs=30)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -10,46 +14,66 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from rfnlib import paths
-
-SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}  # images' (C, H, W) by data set
-DATASETS = tuple(SHAPES)
+from rfnlib import checks, keys, paths
 
 
 class DataError(ValueError):
     """A data set that is absent, altered or asked for in a way it cannot be had."""
 
 
+require = partial(checks.require, error=DataError)
+Arrays = tuple[np.ndarray, np.ndarray]  # images and their labels
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """One data set, all of it on one device.
 
-    Images are uint8 (N, C, H, W), labels int64 (N,). ``mean`` and ``std`` are per channel, of the
-    whole training set's images in [0, 1]. ``checksum`` is the SHA-256 of all images and labels as
-    they were read, the same for a subset; ``flip`` says whether a mirrored image keeps its class.
+    Attributes:
+        name: under which it is registered.
+        train_images, test_images: uint8 (N, C, H, W).
+        train_labels, test_labels: int64 (N,).
+        mean, std: a channel, of the whole training set's images in [0, 1].
+        checksum: SHA-256 of all images and labels as they were read, the same for a subset.
+        classes: their names, in the order of the labels.
+        flip: whether a mirrored image keeps its class.
+        n_train: how many training images `subset` chose; None: it holds all of them.
+        built_from: the name of the data set whose training images `rfnlib.features` replaced; None: it is an original.
     """
 
     name: str
-    train_images: torch.Tensor = field(repr=False)
-    train_labels: torch.Tensor = field(repr=False)
-    test_images: torch.Tensor = field(repr=False)
-    test_labels: torch.Tensor = field(repr=False)
+    train_images: Tensor = field(repr=False)
+    train_labels: Tensor = field(repr=False)
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     checksum: str
     classes: tuple[str, ...]
     flip: bool = True
+    n_train: int | None = None
+    built_from: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of SHA-256 over all that training on the set depends on, its test images left out."""
+        about = (self.n_classes, self.mean, self.std, self.flip)
+        return keys.digest({"images": self.train_images, "labels": self.train_labels}, *about)
 
     @property
     def n_classes(self) -> int:
+        """The number of classes."""
         return len(self.classes)
 
     @property
@@ -58,69 +82,94 @@ class Dataset:
         return tuple(self.train_images.shape[1:])
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data on ``device``."""
+        """The same data on `device`."""
         names = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def subset(self, n_train: int | None) -> Dataset:
-        """A fixed, class-balanced choice of ``n_train`` training images; ``None`` is all of them.
+        """A fixed, class-balanced choice of training images, with the same test images.
 
-        Subsets are nested: the first m images of a larger one are the subset of size m. The test
-        images stay as they are. Raises DataError unless ``n_train`` is a positive multiple of
-        ``n_classes`` that every class can supply its share of.
+        Subsets are nested: the first m images of a larger one are the subset of size m.
+
+        Args:
+            n_train: how many: a multiple of `n_classes` that every class can supply its share of; None: all.
+
+        Raises:
+            DataError: another number.
         """
         if n_train is None:
             return self
         labels = self.train_labels.cpu().numpy()
         members = [np.flatnonzero(labels == c) for c in range(self.n_classes)]
         most = self.n_classes * min(len(m) for m in members)
-        if not 0 < n_train <= most or n_train % self.n_classes:
-            raise DataError(
-                f"n_train={n_train} is not a class-balanced subset of {self.name}: choose a "
-                f"multiple of {self.n_classes} from {self.n_classes} to {most}, or None for all."
-            )
+        require(
+            checks.is_whole(n_train, 1, most) and n_train % self.n_classes == 0,
+            f"n_train={n_train!r} is not a class-balanced subset of {self.name}: choose a "
+            f"multiple of {self.n_classes} from {self.n_classes} to {most}, or None for all.",
+        )
         # RandomState, because numpy promises its stream for good (NEP 19). Both draws are over
         # the whole set whatever n_train is: that is what makes the subsets nested.
         rng = np.random.RandomState(0)
         rounds = np.stack([rng.permutation(m)[: most // self.n_classes] for m in members], axis=1)
         rounds = np.stack([rng.permutation(r) for r in rounds])
         index = torch.from_numpy(rounds.reshape(-1)[:n_train]).to(self.train_labels.device)
-        return replace(self, train_images=self.train_images[index], train_labels=self.train_labels[index])
+        chosen = {"train_images": self.train_images[index], "train_labels": self.train_labels[index]}
+        return replace(self, **chosen, n_train=n_train)
 
 
-# ------------------------------------------------------------------------------------- images
+# --- augmentation -----------------------------------------------------------------------------------
 
 
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images of any shape as float32 in [0, 1]."""
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images of any shape as float32 in [0, 1].
+
+    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
     return images.to(torch.float32).div_(255)
 
 
-def augment(
-    images: torch.Tensor, generator: torch.Generator, *, pad: int | None = None, flip: bool = True
-) -> torch.Tensor:
-    """Crop each image at random after zero padding and, with ``flip``, mirror half of them.
+def augment(images: Tensor, generator: torch.Generator, *, pad: int | None = None, flip: bool = True) -> Tensor:
+    """Crop each image at random after zero padding and, with `flip`, mirror half of them.
 
-    ``images`` is uint8 (B, C, H, W); the result is float32 of that shape, in [0, 1]. ``pad`` is in
-    pixels on each side, H // 8 unless told (4 for CIFAR-10, 1 for digits). The draws depend on
-    ``generator`` alone and are made on its device, so a CPU generator gives a GPU the same crops.
-    This is the usual CIFAR augmentation (Lee et al., 2015, arXiv:1409.5185, sec. 3). Raises
-    DataError for images of another type or shape, or a negative pad.
+    This is the usual CIFAR augmentation (Lee et al., 2015, arXiv:1409.5185, sec. 3).
+
+    Args:
+        images: uint8 (B, C, H, W).
+        generator: what the draws depend on, and whose device they are made on; so one on the CPU gives a GPU the
+            same crops.
+        pad: pixels on each side; None: H // 8 (4 for CIFAR-10, 1 for digits).
+        flip: whether to mirror.
+
+    Returns:
+        float32 (B, C, H, W) in [0, 1].
+
+    Raises:
+        DataError: images of another type or shape, or a negative pad.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise DataError(
-            f"augment takes uint8 images (B, C, H, W), not {images.dtype} of shape "
-            f"{tuple(images.shape)}: give it the images of a Dataset as they are stored."
-        )
-    b, c, h, w = images.shape
-    pad = h // 8 if pad is None else pad
-    if pad < 0:
-        raise DataError(f"pad={pad} is negative: give 0 for no crop, or None for H // 8.")
+    found = f"{images.dtype} of shape {tuple(images.shape)}"
+    require(
+        images.dtype == torch.uint8 and images.ndim == 4,
+        f"augment takes uint8 images (B, C, H, W), not {found}: give it the images of a Dataset as they are stored.",
+    )
+    pad = images.shape[2] // 8 if pad is None else pad
+    require(pad >= 0, f"pad={pad} is negative: give 0 for no crop, or None for H // 8.")
+    return crop(images, draws(len(images), generator, pad, flip).to(images.device), pad)
+
+
+def draws(n: int, generator: torch.Generator, pad: int, flip: bool = True) -> Tensor:
+    """What `augment` draws for `n` images: int64 (3, n), rows and columns cut off in [0, 2 pad], and 1 to mirror."""
     draw = {"generator": generator, "device": generator.device}
-    shift = torch.randint(0, 2 * pad + 1, (2, b), **draw)
-    mirrored = torch.randint(0, 2, (1, b), **draw) if flip else torch.zeros_like(shift[:1])
+    shift = torch.randint(0, 2 * pad + 1, (2, n), **draw)
+    mirrored = torch.randint(0, 2, (1, n), **draw) if flip else torch.zeros_like(shift[:1])
+    return torch.cat([shift, mirrored])
+
+
+def crop(images: Tensor, drawn: Tensor, pad: int) -> Tensor:
+    """Pad, cut and mirror uint8 images (B, C, H, W) as `drawn` says, (3, B) of `draws` on their device: float32."""
+    b, c, h, w = images.shape
     # One gather of bytes does crop and flip: a flat index into the padded image, for all channels.
-    top, left, mirrored = torch.cat([shift, mirrored]).to(images.device).unsqueeze(-1)
+    top, left, mirrored = drawn.unsqueeze(-1)
     rows = top + torch.arange(h, device=images.device)
     columns = torch.arange(w, device=images.device)
     columns = left + torch.where(mirrored.bool(), columns.flip(0), columns)
@@ -129,38 +178,139 @@ def augment(
     return to_float(pixels.gather(2, index.reshape(b, 1, h * w).expand(b, c, -1)).view(b, c, h, w))
 
 
-# ------------------------------------------------------------------------------------ loading
+# --- data sets by name ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a data set comes from, and what of it is known before it is loaded."""
+
+    loader: Callable[[Path], Dataset]
+    image_shape: tuple[int, ...] | None = None
+    checksum: str | None = None
+
+
+_SOURCES: dict[str, _Source] = {}
+
+
+def register(
+    name: str,
+    loader: Callable[[Path], Dataset],
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    checksum: str | None = None,
+) -> None:
+    """Let specs, `load` and all that builds on them know a data set; a second one of a name replaces the first.
+
+    Args:
+        name: what specs call it.
+        loader: makes the `Dataset` of this name (`from_arrays` helps) from the folder of data sets, which it may
+            leave alone.
+        image_shape: (C, H, W), to be known without loading; None: it is loaded when somebody asks.
+        checksum: likewise `Dataset.checksum`, and what is loaded must have it.
+
+    Raises:
+        DataError: a name that could not be part of a file's.
+    """
+    plain = isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum()
+    require(plain, f"the data set's name is {name!r}; give letters, digits, hyphens and underscores.")
+    require(callable(loader), f"the loader of {name} is {loader!r}; give a function from a folder to a Dataset.")
+    _SOURCES[name] = _Source(loader, image_shape, checksum)
+
+
+def names() -> tuple[str, ...]:
+    """The registered data sets."""
+    return tuple(_SOURCES)
 
 
 def load(name: str, root: Path | str | None = None) -> Dataset:
-    """The data set ``name``, one of DATASETS, on the CPU.
+    """The data set `name`, on the CPU.
 
-    CIFAR-10 is looked for in ``root``, by default ``paths.data_dir()``, as ``cifar-10-batches-bin``
-    or ``cifar-10-batches-py``; both give the same tensors and checksum.
-    Raises DataError for an unknown name, and for files that are missing or not the published ones.
+    Args:
+        name: one of `names()`.
+        root: the folder of data sets; None: `paths.data_dir()`. CIFAR-10 is looked for in it as
+            `cifar-10-batches-bin` or `cifar-10-batches-py`, which give the same tensors and checksum.
+
+    Raises:
+        DataError: an unknown name; files that are missing or not the published ones; a loader that gives another
+            data set than was registered.
     """
-    if name == "digits":
-        return _digits()
-    if name == "cifar10":
-        return _cifar10(Path(root or paths.data_dir()).expanduser())
-    raise DataError(f"There is no data set {name!r}: choose one of {', '.join(DATASETS)}.")
+    source = _source(name)
+    dataset = source.loader(Path(root or paths.data_dir()).expanduser())
+    given = repr(dataset.name) if isinstance(dataset, Dataset) else type(dataset).__name__
+    require(given == repr(name), f"the loader of {name!r} gives {given}; let it return the Dataset of this name.")
+    known = source.checksum in (None, dataset.checksum)
+    require(known, f"{name} has the checksum {dataset.checksum}, not {source.checksum}; register it with what it has.")
+    return dataset
+
+
+def image_shape(name: str) -> tuple[int, ...]:
+    """(C, H, W) of the images of a data set, loaded only if it was registered without."""
+    return _source(name).image_shape or load(name).image_shape
+
+
+def checksum(name: str) -> str:
+    """`Dataset.checksum` of a data set, loaded only if it was registered without."""
+    return _source(name).checksum or load(name).checksum
+
+
+def _source(name: str) -> _Source:
+    require(name in _SOURCES, f"There is no data set {name!r}: choose one of {', '.join(_SOURCES)}, or register it.")
+    return _SOURCES[name]
+
+
+def from_arrays(
+    name: str,
+    train: Arrays,
+    test: Arrays,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    flip: bool = True,
+) -> Dataset:
+    """A Dataset from numpy arrays.
+
+    Args:
+        train, test: images, uint8 (N, C, H, W), and labels, integers (N,) from 0.
+        mean, std: a channel, of images in [0, 1]; None: those of the training images.
+        classes: names in the order of the labels; None: the labels themselves.
+        flip: whether a mirrored image keeps its class.
+
+    Raises:
+        DataError: arrays of another type or shape, or labels beyond the classes.
+    """
+    shape = np.shape(train[0])[1:]
+    for part, (images, labels) in (("train", train), ("test", test)):
+        found = f"{images.dtype} of shape {images.shape}"
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == shape and len(images) > 0
+        require(fits, f"the {part} images of {name} are {found}; give uint8 (N, C, H, W), alike in training and test.")
+        fits = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
+        found = f"{labels.dtype} of shape {labels.shape}"
+        require(fits, f"the {part} labels of {name} are {found}; give integers from 0, one an image.")
+    most = int(max(train[1].max(), test[1].max()))
+    classes = tuple(classes or map(str, range(most + 1)))
+    require(most < len(classes), f"the labels of {name} go up to {most}; {len(classes)} classes are named.")
+    unit = train[0].astype(np.float64).swapaxes(0, 1).reshape(shape[0], -1) / 255
+    mean = mean or [round(float(v), 4) for v in unit.mean(1)]
+    std = std or [round(float(v), 4) for v in unit.std(1)]
+    types = (np.uint8, np.int64) * 2
+    arrays = [np.ascontiguousarray(a, t) for a, t in zip((*train, *test), types, strict=True)]
+    content = _content_checksum(*arrays)
+    return Dataset(name, *map(torch.from_numpy, arrays), tuple(mean), tuple(std), content, classes, flip)
 
 
 def _content_checksum(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for array in arrays:  # all of them uint8: no byte order to agree on
-        digest.update(np.ascontiguousarray(array, dtype=np.uint8))
+    for array in arrays:  # as bytes where they fit, for which there is no byte order to agree on
+        digest.update(np.ascontiguousarray(array, np.uint8 if array.max() < 256 else "<i8"))
     return digest.hexdigest()
 
 
-def _dataset(name: str, train: tuple, test: tuple, **about: Any) -> Dataset:
-    """A Dataset from two (uint8 images, labels) pairs of numpy arrays."""
-    types = (np.uint8, np.int64) * 2
-    arrays = [np.ascontiguousarray(a, t) for a, t in zip(train + test, types, strict=True)]
-    return Dataset(name, *map(torch.from_numpy, arrays), checksum=_content_checksum(*train, *test), **about)
+# --- digits and CIFAR-10 ----------------------------------------------------------------------------
 
 
-def _digits() -> Dataset:
+def _digits(root: Path) -> Dataset:
     """8 x 8 digits (Alpaydin & Kaynak, 1998): 1,297 to train on, 50 a class to test on."""
     from sklearn.datasets import load_digits  # here, because only this data set needs it
 
@@ -169,19 +319,12 @@ def _digits() -> Dataset:
     order = np.random.RandomState(0).permutation(len(images))
     test = np.sort(np.concatenate([order[source.target[order] == c][:50] for c in range(10)]))
     train = np.setdiff1d(order, test)
-    unit = images[train] / 255
-    return _dataset(
-        "digits",
-        (images[train], source.target[train]),
-        (images[test], source.target[test]),
-        mean=(round(float(unit.mean()), 4),),
-        std=(round(float(unit.std()), 4),),
-        classes=tuple("0123456789"),
-        flip=False,
-    )
+    parts = [(images[of], source.target[of]) for of in (train, test)]
+    return from_arrays("digits", *parts, classes="0123456789", flip=False)
 
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+CIFAR10_SHAPE = (3, 32, 32)
 CIFAR10_RECORDS = 10_000  # images a file
 # folder -> file -> digest, the training files in order and the test file last
 CIFAR10_LAYOUTS = {
@@ -210,7 +353,7 @@ def _cifar10(root: Path) -> Dataset:
     read = _read_bin if folder.name.endswith("bin") else _read_py
     files = [(folder / name, digest) for name, digest in CIFAR10_LAYOUTS[folder.name].items()]
     *train, test = (read(file, _checked(file, digest)) for file, digest in files)
-    return _dataset(
+    return from_arrays(
         "cifar10",
         tuple(np.concatenate(arrays) for arrays in zip(*train, strict=True)),
         test,
@@ -221,7 +364,7 @@ def _cifar10(root: Path) -> Dataset:
 
 
 def cifar10_folder(root: Path) -> Path:
-    """The first layout under ``root`` that has all its files, else one that has a folder."""
+    """The first layout under `root` that has all its files, else one that has a folder."""
     found = [root / name for name in CIFAR10_LAYOUTS if (root / name).is_dir()]
     if not found:
         raise DataError(
@@ -233,13 +376,13 @@ def cifar10_folder(root: Path) -> Path:
 
 
 def digest_of(content: bytes, like: str) -> str:
-    """The digest of ``content``, of the kind of ``like``: MD5 has 32 hex digits, SHA-256 64."""
+    """The digest of `content`, of the kind of `like`: MD5 has 32 hex digits, SHA-256 64."""
     kind = hashlib.md5 if len(like) == 32 else hashlib.sha256
     return kind(content, usedforsecurity=False).hexdigest()
 
 
 def _checked(path: Path, digest: str) -> bytes:
-    """The bytes of ``path``: what is checked is what is parsed, for it is read but once."""
+    """The bytes of `path`: what is checked is what is parsed, for it is read but once."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -265,7 +408,7 @@ def _verified(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.nd
             f"{path} should hold {CIFAR10_RECORDS} images of 3072 bytes with labels 0 to 9, not "
             f"{images.dtype} of shape {images.shape} with labels {labels.shape}: {_REMEDY}."
         )
-    return images.reshape(-1, *SHAPES["cifar10"]), labels
+    return images.reshape(-1, *CIFAR10_SHAPE), labels
 
 
 def _read_bin(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -301,3 +444,17 @@ def _read_py(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # a pickle can fail in any way: all of them mean the same here
         raise DataError(f"{path} is not a batch of CIFAR-10 ({error}): {_REMEDY}.") from None
+
+
+register(
+    "digits",
+    _digits,
+    image_shape=(1, 8, 8),
+    checksum="bffa7e5beaf5f21ddd5c74665b972cc5030b6eab2162d925e47a5dcc8083aaff",
+)
+register(
+    "cifar10",
+    _cifar10,
+    image_shape=CIFAR10_SHAPE,
+    checksum="32e5966899bde482c0ef7d076bf69809b4b1488c806f657a814cfca4646ec493",
+)

@@ -51,6 +51,7 @@ from rfnlib.data import Dataset, to_float
 from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.progress import Progress
+from rfnlib.specs import FeatureSet
 from rfnlib.transforms import norms
 
 CHUNK = 500  # images made and written together
@@ -123,7 +124,7 @@ def robust_dataset(
     features = Features(model, layer)
     began = _starts(data, starts, seed)
     recipe = {
-        "set": "inverted features", "model": digest(model), "layer": features.name, "data": _digest_of(data),
+        "set": "inverted features", "model": digest(model), "layer": features.name, "data": data.digest,
         "starts": _digest([began]), "steps": steps, "step": step, "precision": chosen.precision,
     }  # fmt: skip
 
@@ -148,6 +149,20 @@ def robust_dataset(
     with frozen([features]), torch.no_grad():
         features(to_float(data.train_images[:2].to(device)))  # fails before anything long has begun
     return _built(data, kind, recipe, data.train_labels, make, ticks=steps, **how)
+
+
+def build(wanted: FeatureSet, model: nn.Module, data: Dataset, **how: Any) -> Dataset:
+    """The data set that `wanted` describes, from `model`, the last network of `wanted.model`'s run.
+
+    Args:
+        how: `cache` and the like, as the function of each kind takes them.
+    """
+    how |= {"steps": wanted.steps, "step": wanted.step, "kind": wanted.name.replace("_", "-")}
+    if wanted.method == "inverted":
+        return robust_dataset(model, data, seed=wanted.seed, **how)
+    if wanted.method == "next-label":
+        return next_label_dataset(model, data, eps=wanted.eps, **how)
+    return random_label_dataset(model, data, eps=wanted.eps, seed=wanted.seed, **how)
 
 
 def random_label_dataset(
@@ -204,7 +219,7 @@ def _towards(
     _check_images(data)
     attack, device = IterativeAttack(eps, step, steps, "l2", targeted=True), _device(model)
     recipe = {
-        "set": "targeted", "model": digest(model), "data": _digest_of(data), "targets": _digest([targets]),
+        "set": "targeted", "model": digest(model), "data": data.digest, "targets": _digest([targets]),
         "eps": attack.radius, "step": attack.step_size, "steps": attack.steps,
     }  # fmt: skip
 
@@ -486,6 +501,7 @@ def _built(
     return replace(
         data,
         name=f"{data.name}-{kind}-{name}",
+        built_from=data.name,
         train_images=images.to(device),
         train_labels=labels.to(device),
         checksum=_digest(contents),
@@ -496,11 +512,6 @@ def digest(model: nn.Module) -> str:
     """SHA-256 of a model's structure, parameters and buffers."""
     state = model.state_dict()
     return _digest(state.values(), repr(model), *state)
-
-
-def _digest_of(data: Dataset) -> str:
-    """Of all that training on the set depends on. (`checksum` is that of the whole set for a subset, too.)"""
-    return _digest([data.train_images, data.train_labels], data.classes, data.mean, data.std, data.flip)
 
 
 def _digest(tensors: Iterable[Tensor], *words: object) -> str:

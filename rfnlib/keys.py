@@ -1,11 +1,15 @@
-"""Names for what was computed: the canonical form of plain values, the keys they hash to, and random streams."""
+"""Names for what was computed: the canonical form of plain values, the keys they hash to, digests, random streams."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def canonical(value: Any) -> Any:
@@ -41,6 +45,24 @@ def key(*parts: Any) -> str:
     """
     text = json.dumps(canonical(list(parts)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor], *about: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over what tensors hold, and over the canonical JSON of `about`.
+
+    Args:
+        tensors: by name, in any order, on any device and in any memory layout; names, types, shapes and values count.
+        about: plain values that count as well.
+
+    >>> digest({"a": torch.zeros(2), "b": torch.ones(1)}) == digest({"b": torch.ones(1), "a": torch.zeros(2)})
+    True
+    """
+    found = hashlib.sha256(key(*about).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous()
+        found.update(repr((name, str(values.dtype), tuple(values.shape))).encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def stream(seed: int, *names: object) -> int:

@@ -195,7 +195,7 @@ class Lab:
             row = {
                 "epoch": round(subject.iteration / per_epoch, 4),
                 "iteration": subject.iteration,
-                "snapshot": subject.key,
+                "snapshot": subject.history,
                 "weights": subject.digest,
                 "lr": m.spec.schedule.at((subject.iteration - 1) / per_epoch, m.spec.epochs),
                 "epochs_of_passes": round(subject.cost["passes"] / per_epoch, 3),
@@ -221,12 +221,8 @@ class Lab:
             if other.kind == record.kind and other.settings == record.settings
             for row in other.rows
         }
-        histories = {e: self._history(m.spec, max(1, round(e * per_epoch)), per_epoch) for e in self.missing(m)}
+        histories = {e: m.spec.history_key(max(1, round(e * per_epoch)), per_epoch) for e in self.missing(m)}
         return {e: known[history] for e, history in histories.items() if history in known}
-
-    def _history(self, spec: TrainSpec, iteration: int, per_epoch: int) -> str:
-        """The key of the history behind the weights after `iteration` steps of `spec`."""
-        return spec.history_key(iteration, per_epoch)
 
     def _subjects(self, m: Measurement, epochs: Iterable[float]) -> Iterator[Subject]:
         """The weights that `m` asks for, trained if need be."""
@@ -240,7 +236,7 @@ class Lab:
         for s in self._train(m.spec, epochs):
             parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
             cost = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
-            yield Subject(m.spec, s.iteration, s.per_epoch, s.key, s.weights(), cost, m.recipe, parts)
+            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, s.weights(), cost, m.recipe, parts)
 
     def _cost(self, spec: TrainSpec | None) -> int:
         """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""
@@ -259,11 +255,11 @@ class Lab:
 
         def trained() -> tuple[dict, dict]:
             (last,) = self._train(spec, [spec.epochs])
-            return last.weights(), {"iteration": last.iteration, "key": last.key, "cost": last.cost}
+            return last.weights(), {"iteration": last.iteration, "history": last.history, "cost": last.cost}
 
         weights, about = zoo.obtain(self.weights, spec, trained)
         per_epoch = training.steps_per_epoch(spec, self.dataset())
-        return Subject(spec, about["iteration"], per_epoch, about["key"], weights, about["cost"])
+        return Subject(spec, about["iteration"], per_epoch, about["history"], weights, about["cost"])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
     def _targets(self, against: str) -> list[tuple[str, nn.Module]]:
@@ -299,7 +295,7 @@ class Lab:
         (last,) = self._train(wanted.model, [wanted.model.epochs])
         model = last.load_into(training.network(wanted.model, self.dataset()))
         model = self.bench.how.place(model).requires_grad_(False)
-        return features.build(wanted, model, self.dataset(), cache=self.cache, device=self.device, tick=self.tick)
+        return features.build(wanted, model, self.dataset(), cache=self.cache, tick=self.tick)
 
     @functools.cached_property
     def bench(self) -> Bench:

@@ -23,7 +23,7 @@ class Subject:
     """The weights that are measured: those of `spec`'s run after `iteration` steps.
 
     Attributes:
-        key: names the history behind the weights.
+        history: the key of the spec's history behind the weights.
         weights: a state dict on the CPU.
         cost: forward-backward passes of a batch up to here, with those of the run that it started from, and the
             steps that were void.
@@ -33,7 +33,7 @@ class Subject:
     spec: TrainSpec
     iteration: int
     per_epoch: int
-    key: str
+    history: str
     weights: dict[str, Tensor]
     cost: dict[str, int]
     recipe: Recipe | None = None

@@ -1,82 +1,41 @@
 """`train(spec)`: train a network and hand out its snapshots; killed at any moment, it goes on to the same bits.
 
-The state after `i` steps is a function of the spec's history up to `i` alone: the initial weights, the
-order of the images and the augmentation of every batch are drawn from streams named by seed, purpose
-and step, so no generator's state has to be saved. A state on disk is named by the key of that history.
-Resuming after a kill, and starting a run from another one that it shares its past with (a later learning-
-rate decay, say), are therefore the same thing: load the latest state that this run would have reached.
+The state after `i` steps is a function of the data and of the spec's history up to `i` alone: the initial weights, the
+order of the images and the augmentation of every batch are drawn from streams named by seed, purpose and step, so no
+generator's state has to be saved. A state on disk is named by the key of that history. Resuming after a kill, and
+starting a run from another one that it shares its past with (a later learning-rate decay, say), are therefore the
+same thing: load the latest state that this run would have reached.
 """
 
 from __future__ import annotations
 
-import json
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from rfnlib import adversaries, attacks, data, execution, minimizers, models, objectives, paths
-from rfnlib.files import write_atomic
-from rfnlib.keys import canonical, stream
+from rfnlib import adversaries, attacks, data, execution, files, keys, minimizers, models, objectives, paths, snapshots
 from rfnlib.progress import Progress
+from rfnlib.snapshots import DamagedSnapshot, Run, Snapshot
 from rfnlib.specs import Minimizer, SpecError, TrainSpec, require
+
+SECONDS_BETWEEN_STATES = 60.0  # of one run, which a kill loses at most, and an epoch
+_DRAWING = threading.Lock()  # held while weights are drawn from torch's one generator
 
 
 class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a number."""
 
 
-class DamagedSnapshot(ValueError):
-    """A snapshot file that cannot be read."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The weights of a run after `iteration` steps, on disk at `path`; `key` names the history behind them."""
-
-    spec: TrainSpec
-    iteration: int
-    per_epoch: int
-    path: Path
-
-    @property
-    def epoch(self) -> float:
-        return self.iteration / self.per_epoch
-
-    @property
-    def key(self) -> str:
-        return self.spec.history_key(self.iteration, self.per_epoch)
-
-    @property
-    def cost(self) -> dict[str, int]:
-        """What the training took: `passes`, forward-backward passes of a batch; `skipped`, steps that were void."""
-        with _opened(self.path) as f:
-            return json.loads(f.metadata()["rfnlib"]).get("cost", {"passes": self.iteration, "skipped": 0})
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU.
-
-        Raises:
-            DamagedSnapshot: the file is truncated or no safetensors file.
-        """
-        return _read(self.path)
-
-    def load_into(self, model: nn.Module) -> nn.Module:
-        """`model` with these weights, in eval mode."""
-        model.load_state_dict(self.weights())
-        return model.eval()
-
-
 def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
     """The untrained network of `spec`, its weights drawn from the spec's seed; leaves torch's generator alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(spec.seed, "init"))  # and not CUDA's
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(keys.stream(spec.seed, "init"))  # and not CUDA's
         return models.build(
             spec.arch,
             width=spec.width,
@@ -89,7 +48,11 @@ def network(spec: TrainSpec, dataset: data.Dataset) -> nn.Module:
 
 
 def steps_per_epoch(spec: TrainSpec, dataset: data.Dataset) -> int:
-    """Whole batches in an epoch; the rest of the (freshly shuffled) images waits for the next epoch."""
+    """Whole batches in an epoch; the rest of the (freshly shuffled) images waits for the next epoch.
+
+    Raises:
+        SpecError: a batch larger than the training set.
+    """
     n = len(dataset.train_labels)
     require(
         spec.batch <= n,
@@ -120,141 +83,280 @@ def train(
     With `spec.adversary` the batch is made adversarial to the network as it is, once before each step: see
     `rfnlib.adversaries`; for other losses, `rfnlib.objectives`. The runs that `spec` builds on (its `start`, its
     `witness`) are trained first, unless their last snapshot is on disk.
-    Snapshots that are on disk already are yielded without training. A killed run resumes from the
-    last finished epoch or snapshot and, on the same machine and execution, ends with the same bits.
+
+    Snapshots that are on disk already are yielded without training. A run that is stopped, by its caller, by `tick`
+    or by an error, goes on from where it was; one that is killed, from a state at most a minute and an epoch old;
+    on the same machine and execution both end with the same bits. A state that is damaged is set aside with a
+    warning, and training goes on from an earlier one. Threads and processes may train one spec in one cache at a time.
 
     Args:
         at: epochs in (0, spec.epochs], fractions allowed (rounded to a whole step); None: every epoch.
-        dataset: the data, if loaded already (its training set is used whole).
+        dataset: the data, if loaded already; the spec must describe it.
         cache: where snapshots live; None: the project's cache.
         keep: epochs whose full state (momentum too) stays on disk, for other runs to start from.
         device, precision, compile, channels_last: see `execution.resolve`.
-        tick: called after every state saved; may raise to stop in time.
+        progress: whether to say how far it is.
+        tick: called after every epoch and snapshot; may raise to stop in time.
+
+    Returns:
+        An iterator of snapshots in the order of their epochs. Each may be deleted when it has been used.
 
     Raises:
-        SpecError: `at` outside the run, a batch larger than the training set, or `features` without a `dataset`.
+        SpecError: `at` outside the run, a batch larger than the training set, or a data set that is not the spec's.
         ValueError: an unknown architecture, data set or execution.
         TrainingDiverged: the loss became infinite or NaN.
+        DamagedSnapshot: the last snapshot of a run that this one builds on is damaged.
         DiskFull: no room for a snapshot; everything finished is kept.
     """
     require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
     if spec.minimizer:
         _method(spec.minimizer)
     dataset = dataset or data.load(spec.data).subset(spec.n_train)
+    _check_described(dataset, spec)
     per_epoch = steps_per_epoch(spec, dataset)
+    run = Run(spec, dataset.digest, per_epoch, cache or paths.cache_dir())
     wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
-    kept = set(_iterations(keep, spec, per_epoch)) | {max(wanted, default=0)}
+    kept = _iterations(keep, spec, per_epoch)
     how = execution.resolve(device, precision, compile, channels_last)
-    folder = cache or paths.cache_dir()
 
     def trained(other: TrainSpec) -> nn.Module:
-        options = {"dataset": dataset, "cache": folder, "device": device, "precision": precision, "compile": compile}
+        options = {"dataset": dataset, "cache": cache, "device": device, "precision": precision, "compile": compile}
         same = {**options, "channels_last": channels_last, "progress": progress, "tick": tick}
-        return next(train(other, [float(other.epochs)], **same)).load_into(network(other, dataset))
+        (last,) = train(other, [float(other.epochs)], **same)
+        return last.load_into(network(other, dataset))
 
-    return _run(spec, dataset, per_epoch, wanted, kept, how, folder, progress, tick, trained)
+    def begun() -> _Training:
+        return _Training(run, dataset, how, trained)
+
+    return _snapshots([run.snapshot(i) for i in wanted], kept, begun, progress, tick)
 
 
-def _run(
-    spec: TrainSpec,
-    dataset: data.Dataset,
-    per_epoch: int,
-    wanted: list[int],
-    kept: set[int],
-    how: execution.Execution,
-    folder: Path,
-    progress: bool,
-    tick: Callable[[], None],
-    trained: Callable[[TrainSpec], nn.Module],
+def _snapshots(
+    todo: list[Snapshot], kept: list[int], begun: Callable[[], _Training], progress: bool, tick: Callable[[], None]
 ) -> Iterator[Snapshot]:
-    def snapshot(i: int) -> Snapshot:
-        return Snapshot(spec, i, per_epoch, _file(folder, "weights", spec, i, per_epoch))
-
-    ready = 0
-    while ready < len(wanted) and snapshot(wanted[ready]).path.exists():
-        yield snapshot(wanted[ready])
-        ready += 1
-    todo = wanted[ready:]
+    """Yield those of `todo` that are on disk, then train to the others; the states after `kept` steps stay on disk."""
+    while todo and todo[0].path.exists():
+        yield todo.pop(0)
     if not todo:
         return
-
-    model = trained(spec.start) if spec.start else network(spec, dataset)
-    witness = how.place(trained(spec.witness)).requires_grad_(False) if spec.witness else None
-    start = _latest_state(folder, spec, per_epoch, before=todo[0])
-    model = how.place(model).train()
-    optimizer = _optimizer(spec, model, per_epoch)
-    images = dataset.train_images.to(how.device)
-    labels = dataset.train_labels.to(how.device)
-    if not spec.input_penalty:  # whose objective needs second derivatives, which compiled networks have none of
-        passes = 1 + (spec.adversary.passes if spec.adversary else 0)
-        example = data.to_float(images[: spec.batch]).contiguous(memory_format=how.layout)
-        how = execution.choose(how, model, example, (todo[-1] - start) * spec.batch * passes, folder)
-    forward = how.compiled(model)
-    objective = objectives.of(spec, model, forward, witness, how)
-    adversary = adversaries.of(spec, forward, how)
-    if start:
-        _restore(_file(folder, "state", spec, start, per_epoch), model, optimizer, adversary)
-    drawn = torch.Generator()
-    own_states: list[Path] = []
-
-    if start == todo[0]:  # killed between a state and its weights, or the state is another run's
-        write_atomic(snapshot(start).path, _weights(model, optimizer, spec, start, how, images))
-        yield snapshot(start)
-
-    label = f"{spec.arch}, seed {spec.seed}"
-    with Progress((todo[-1] - start) / per_epoch, label, progress) as bar:
-        for i in range(start, todo[-1]):
-            epoch, b = divmod(i // adversary.replay, per_epoch)
-            if b == 0 or i == start:
-                drawn.manual_seed(stream(spec.seed, "order", epoch))
-                order = torch.randperm(len(labels), generator=drawn).to(how.device)
-            chosen = order[b * spec.batch : (b + 1) * spec.batch]
-            x = images[chosen]
-            if spec.augment:
-                drawn.manual_seed(stream(spec.seed, "augment", i // adversary.replay))
-                x = data.augment(x, drawn, flip=dataset.flip)
-            else:
-                x = data.to_float(x)
-            if how.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            try:
-                x = adversary.images(x, labels[chosen], i)
-            except attacks.AttackError as error:
-                raise _diverged(f"attack on the network failed ({error})", spec, i / per_epoch) from error
-            for group in optimizer.param_groups:
-                group["lr"] = spec.schedule.at(i / per_epoch, spec.epochs)
-
-            def closure(x: Tensor = x, y: Tensor = labels[chosen]) -> Tensor:
-                optimizer.zero_grad(set_to_none=True)
-                loss = objective(x, y)
-                loss.backward()
-                return loss
-
-            loss = optimizer.step(closure)
-            adversary.stepped()
-
-            done = i + 1
-            if done in todo or done in kept or done % per_epoch == 0:
-                _check_finite(loss, model, spec, done / per_epoch)
-                state = _file(folder, "state", spec, done, per_epoch)
-                write_atomic(state, _state(model, optimizer, adversary, spec, done, how))
-                for old in own_states:
-                    old.unlink(missing_ok=True)
-                own_states = [] if done in kept else [state]
-                if done in todo:
-                    target = snapshot(done)
-                    if not target.path.exists():
-                        write_atomic(target.path, _weights(model, optimizer, spec, done, how, images))
-                    yield target
+    training, last = begun(), todo[-1].iteration
+    start = training.resume(before=todo[0].iteration)
+    spec, per_epoch = training.spec, training.run.per_epoch
+    on_the_way = {i for i in (*kept, *range(per_epoch, last, per_epoch)) if start < i < last}
+    stops = sorted(on_the_way | {snapshot.iteration for snapshot in todo})
+    with Progress((last - start) / per_epoch, f"{spec.arch}, seed {spec.seed}", progress) as bar:
+        for i in stops:
+            before = training.done
+            while training.done < i:
+                training.step()
+            training.check()
+            if i in kept:
+                training.keep_state()
+            with training.saved_if_stopped():
+                if i == todo[0].iteration:
+                    training.write(todo[0])
+                    yield todo.pop(0)
+                training.save_now_and_then()
                 tick()
-            if done % per_epoch == 0:
-                bar.advance(
-                    min(1.0, (done - start) / per_epoch),
-                    f"epoch {done // per_epoch}, loss {loss.item():.3f}",
+                bar.advance((i - before) / per_epoch, f"epoch {i / per_epoch:.3g}, loss {training.loss:.3f}")
+    training.save()
+
+
+class _Training:
+    """A run on its way: all that the next step depends on, and the step.
+
+    Attributes:
+        done: the number of steps made.
+    """
+
+    def __init__(
+        self, run: Run, dataset: data.Dataset, how: execution.Execution, trained: Callable[[TrainSpec], nn.Module]
+    ) -> None:
+        self.run, self.how, self.done = run, how, 0
+        self.spec = spec = run.spec
+        files.sweep(run.folder)
+        model = trained(spec.start) if spec.start else network(spec, dataset)
+        witness = how.place(trained(spec.witness)).requires_grad_(False) if spec.witness else None
+        self.model = how.place(model).train()
+        self.optimizer = _optimizer(spec, self.model, run.per_epoch)
+        self.batches = _Batches(spec, dataset, run.per_epoch, how)
+        self.how = how = self._compiling()
+        forward = how.compiled(self.model)
+        self.objective = objectives.of(spec, self.model, forward, witness, how)
+        self.adversary = adversaries.of(spec, forward, how)
+        self._loss: Tensor | None = None
+        self._saved = time.monotonic()
+
+    def _compiling(self) -> execution.Execution:
+        """Whether to compile: for the work of the whole run, so that a resumed one makes the same choice."""
+        spec, images = self.spec, self.batches.images[: self.spec.batch]
+        if spec.input_penalty:  # whose objective needs second derivatives, which compiled networks have none of
+            return self.how
+        work = spec.epochs * self.run.per_epoch * spec.batch * (1 + (spec.adversary.passes if spec.adversary else 0))
+        example = data.to_float(images).contiguous(memory_format=self.how.layout)
+        return execution.choose(self.how, self.model, example, work, self.run.cache)
+
+    def step(self) -> None:
+        """One step of the optimizer, without waiting for the device."""
+        x, y = self.batches(self.done // self.adversary.replay)
+        try:
+            x = self.adversary.images(x, y, self.done)
+        except attacks.AttackError as error:
+            raise self._diverged(f"attack on the network failed ({error})") from error
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.schedule.at(self.done / self.run.per_epoch, self.spec.epochs)
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.objective(x, y)
+            loss.backward()
+            return loss
+
+        self._loss = self.optimizer.step(closure).detach()
+        self.adversary.stepped()
+        self.done += 1
+
+    @property
+    def loss(self) -> float:
+        """That of the last step; NaN before the first."""
+        return float("nan") if self._loss is None else self._loss.item()
+
+    def check(self) -> None:
+        """Raise `TrainingDiverged` unless the last loss, and the weights after it, are finite."""
+        if self._loss is None:
+            return
+        values = [v.isfinite().all() for v in self.model.state_dict().values()]
+        finite, loss = torch.stack(values).all(), self._loss
+        if not (loss.isfinite() & finite):
+            left = "last step left weights that are not finite"
+            raise self._diverged(left if loss.isfinite() else f"training loss is {self.loss}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        epoch, spec = self.done / self.run.per_epoch, self.spec
+        return TrainingDiverged(
+            f"The {what} at epoch {epoch:.2f} of {spec.arch} (seed {spec.seed}); "
+            "lower the learning rate, or give it a warm-up."
+        )
+
+    # --- to disk and back ---
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write what others get to see: the weights, or their mean where the minimizer has begun one."""
+        if snapshot.path.exists():
+            return
+        about = {"cost": self._cost(), **self._about()}
+
+        def written(model: nn.Module) -> None:
+            snapshots.write(snapshot.path, model.state_dict(), "weights", snapshot.key, **about)
+
+        if not isinstance(self.optimizer, minimizers.SAM) or not self.optimizer.kept.get("models"):
+            return written(self.model)
+        with self.optimizer.averaged() as mean:
+            minimizers.update_batchnorm(mean, (data.to_float(part) for part in self.batches.images.split(500)))
+            written(mean)
+
+    def keep_state(self) -> None:
+        """Write the state for good, for every run that shares this one's past."""
+        path = self.run.kept_state(self.done)
+        if not path.exists():
+            self._write_state(path)
+
+    def save(self) -> None:
+        """Write the state in the place of this run's last one; at the end of the run there is nothing to go on to."""
+        ended = self.done >= self.spec.epochs * self.run.per_epoch
+        path = self.run.own_state(self.done)
+        if not ended and not path.exists():
+            self._write_state(path)
+        for old in self.run.own_states():
+            if ended or old < path:
+                old.unlink(missing_ok=True)
+        self._saved = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        """As `save`, at most once a minute."""
+        if time.monotonic() - self._saved >= SECONDS_BETWEEN_STATES:
+            self.save()
+
+    @contextmanager
+    def saved_if_stopped(self) -> Iterator[None]:
+        """Save before whatever stops the run between two steps goes on its way."""
+        try:
+            yield
+        except BaseException:
+            self.save()
+            raise
+
+    def resume(self, before: int) -> int:
+        """Go to the latest state on disk that is whole, at most `before` steps after the beginning; return its step."""
+        for i, path in self.run.states(before):
+            try:
+                tensors, about = snapshots.read(path, "state", self.run.key(i))
+            except FileNotFoundError:  # another process has a later one by now
+                continue
+            except DamagedSnapshot as error:
+                aside = path.with_suffix(".damaged")
+                path.replace(aside)
+                warnings.warn(
+                    f"{path.name} is damaged ({error.why}); it is set aside as {aside.name}, and training goes on "
+                    "from an earlier state.",
+                    RuntimeWarning,
+                    stacklevel=2,
                 )
+                continue
+            snapshots.restore(tensors, about["minimizer"], self.model, self.optimizer, self.adversary)
+            self.done = i
+            break
+        return self.done
+
+    def _write_state(self, path: Path) -> None:
+        tensors, counts = snapshots.state_of(self.model, self.optimizer, self.adversary)
+        snapshots.write(path, tensors, "state", self.run.key(self.done), minimizer=counts, **self._about())
+
+    def _about(self) -> dict[str, object]:
+        spec = keys.canonical(self.spec)
+        return {"spec": spec, "data": self.run.data, "iteration": self.done, "execution": self.how.describe()}
+
+    def _cost(self) -> dict[str, int]:
+        counted = isinstance(self.optimizer, minimizers.SAM)
+        passes, skipped = (self.optimizer.passes, self.optimizer.skipped) if counted else (self.done, 0)
+        passes *= objectives.PENALISED if self.spec.input_penalty else 1
+        passes += self.done * self.spec.adversary.passes if self.spec.adversary else 0
+        return {"passes": passes, "skipped": skipped}
 
 
-def _optimizer(spec: TrainSpec, model: nn.Module, per_epoch: int) -> torch.optim.Optimizer | minimizers.SAM:
+class _Batches:
+    """The batches of a run by their number, augmented; all that an epoch draws is drawn and moved at once."""
+
+    def __init__(self, spec: TrainSpec, dataset: data.Dataset, per_epoch: int, how: execution.Execution) -> None:
+        self.spec, self.per_epoch, self.how, self.flip = spec, per_epoch, how, dataset.flip
+        self.images, self.labels = dataset.train_images.to(how.device), dataset.train_labels.to(how.device)
+        self.pad = dataset.image_shape[1] // 8
+        self.epoch = -1
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Batch `number` of the run: float32 (B, C, H, W) in [0, 1] and labels (B,)."""
+        epoch, b = divmod(number, self.per_epoch)
+        if epoch != self.epoch:
+            self._draw(epoch)
+        chosen = self.order[b]
+        x = self.images[chosen]
+        x = data.crop(x, self.drawn[b], self.pad) if self.spec.augment else data.to_float(x)
+        return x.contiguous(memory_format=self.how.layout), self.labels[chosen]
+
+    def _draw(self, epoch: int) -> None:
+        """The order of an epoch's images, and their crops: each batch has its own stream, so that any can be next."""
+        seed, n, drawn = self.spec.seed, self.spec.batch, torch.Generator()
+        order = torch.randperm(len(self.labels), generator=drawn.manual_seed(keys.stream(seed, "order", epoch)))
+        self.order = order[: self.per_epoch * n].view(self.per_epoch, n).to(self.how.device)
+        if self.spec.augment:
+            first = epoch * self.per_epoch
+            streams = [keys.stream(seed, "augment", first + b) for b in range(self.per_epoch)]
+            crops = [data.draws(n, drawn.manual_seed(of), self.pad, self.flip) for of in streams]
+            self.drawn = torch.stack(crops).to(self.how.device)
+        self.epoch = epoch
+
+
+def _optimizer(spec: TrainSpec, model: nn.Module, per_epoch: int) -> torch.optim.Optimizer:
     """SGD, or the spec's minimizer around it: both have `step(closure)`, `zero_grad`, `param_groups`.
 
     Raises:
@@ -310,137 +412,14 @@ def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> lis
     return sorted({max(1, round(e * per_epoch)) for e in epochs})
 
 
-def _check_finite(loss: Tensor, model: nn.Module, spec: TrainSpec, epoch: float) -> None:
-    if not torch.isfinite(loss):
-        what = f"training loss is {loss.item()}"
-    elif not all(v.isfinite().all() for v in model.state_dict().values()):
-        what = "last step left weights that are not finite"  # the loss was taken before it
+def _check_described(dataset: data.Dataset, spec: TrainSpec) -> None:
+    """Refuse a data set that is not what the spec says."""
+    name, n = dataset.name, len(dataset.train_labels)
+    if spec.features:
+        built = dataset.built_from == spec.data
+        require(built, f"the spec trains on a set built from {spec.data!r}, and {name!r} is none; build it as dataset.")
     else:
-        return
-    raise _diverged(what, spec, epoch)
-
-
-def _diverged(what: str, spec: TrainSpec, epoch: float) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"The {what} at epoch {epoch:.2f} of {spec.arch} (seed {spec.seed}); "
-        "lower the learning rate, or give it a warm-up."
-    )
-
-
-# --- states on disk ---------------------------------------------------------------------------------
-
-
-def _file(folder: Path, kind: str, spec: TrainSpec, iteration: int, per_epoch: int) -> Path:
-    name = f"{iteration:07d}-{spec.history_key(iteration, per_epoch)}.{kind}.safetensors"
-    return folder / "snapshots" / name
-
-
-def _latest_state(folder: Path, spec: TrainSpec, per_epoch: int, before: int) -> int:
-    """The last step, at most `before`, of which a full state lies on disk; 0 if there is none."""
-    found = {int(p.name[:7]) for p in (folder / "snapshots").glob("*.state.safetensors")}
-    for i in sorted((i for i in found if i <= before), reverse=True):
-        if _file(folder, "state", spec, i, per_epoch).exists():
-            return i
-    return 0
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-
-
-def _meta(spec: TrainSpec, iteration: int, how: execution.Execution, **more: Any) -> dict[str, str]:
-    # One entry, because safetensors writes several in an order that differs from run to run.
-    values = {"spec": canonical(spec), "iteration": iteration, "execution": how.describe(), **more}
-    return {"rfnlib": json.dumps(values)}
-
-
-def _weights(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | minimizers.SAM,
-    spec: TrainSpec,
-    iteration: int,
-    how: execution.Execution,
-    images: Tensor,
-) -> bytes:
-    """What others get to see: the weights, or their mean where the minimizer has begun one."""
-    plain = not isinstance(optimizer, minimizers.SAM)
-    passes, skipped = (iteration, 0) if plain else (optimizer.passes, optimizer.skipped)
-    passes *= objectives.PENALISED if spec.input_penalty else 1
-    passes += iteration * spec.adversary.passes if spec.adversary else 0
-    # Where a step is one pass the metadata stay what they were before there was anything to count.
-    cost = {} if plain and passes == iteration else {"cost": {"passes": passes, "skipped": skipped}}
-    meta = _meta(spec, iteration, how, **cost)
-    if plain or not optimizer.kept.get("models"):
-        return save(_plain(model.state_dict()), meta)
-    with optimizer.averaged() as mean:
-        minimizers.update_batchnorm(mean, (data.to_float(part) for part in images.split(500)))
-        return save(_plain(mean.state_dict()), meta)
-
-
-def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | minimizers.SAM,
-    adversary: adversaries.Natural,
-    spec: TrainSpec,
-    iteration: int,
-    how: execution.Execution,
-) -> bytes:
-    """Everything that the next steps depend on. A minimizer's lists of tensors go by `kept.name.index`."""
-    state, counts = optimizer.state_dict(), {}
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"adversary.{k}": v for k, v in adversary.state.items()}
-    if isinstance(optimizer, minimizers.SAM):
-        counts = {k: v for k, v in state.items() if k not in ("base", "kept")}
-        counts["kept"] = {k: v for k, v in state["kept"].items() if not isinstance(v, list)}
-        lists = {k: v for k, v in state["kept"].items() if isinstance(v, list)}
-        tensors |= {f"kept.{k}.{i}": v for k, vs in lists.items() for i, v in enumerate(vs)}
-        state = state["base"]
-    for index, slots in state["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
-    return save(_plain(tensors), _meta(spec, iteration, how, minimizer=counts))
-
-
-def _restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | minimizers.SAM, adversary: adversaries.Natural
-) -> None:
-    tensors = _read(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    wrapped = isinstance(optimizer, minimizers.SAM)
-    base = optimizer.base if wrapped else optimizer
-    weights = list(model.parameters())
-    slots: dict[int, dict[str, Tensor]] = {}
-    kept: dict[str, list[tuple[int, Tensor]]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, slot = rest.split(".", 1)
-            # The fused step walks through memory: a buffer must lie as its weights do.
-            laid = torch.empty_like(weights[int(index)]).copy_(value)
-            slots.setdefault(int(index), {})[slot] = laid
-        elif kind == "adversary":
-            adversary.state[rest] = value
-        elif kind == "kept":
-            of, index = rest.rsplit(".", 1)
-            kept.setdefault(of, []).append((int(index), value))
-    state = {**base.state_dict(), "state": slots}
-    if not wrapped:
-        base.load_state_dict(state)
-        return
-    with _opened(path) as f:
-        counts = json.loads(f.metadata()["rfnlib"])["minimizer"]
-    lists = {k: [v for _, v in sorted(vs, key=lambda pair: pair[0])] for k, vs in kept.items()}
-    optimizer.load_state_dict({**counts, "base": state, "kept": {**counts["kept"], **lists}})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except SafetensorError as error:
-        raise DamagedSnapshot(f"{path.name} is damaged ({error}); delete it, and it is trained again.") from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    with _opened(path) as f:
-        return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
+        require(name == spec.data, f"data is {spec.data!r}, but the data set is {name!r}; give both one name.")
+    fits = dataset.n_train is None if spec.n_train is None else n == spec.n_train
+    whole = "a part, of " if dataset.n_train else ""
+    require(fits, f"n_train is {spec.n_train}, but the data set has {whole}{n} training images; give n_train={n}.")

@@ -6,18 +6,14 @@ very weights wherever they are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from rfnlib.files import write_atomic
-from rfnlib.keys import canonical
-from rfnlib.snapshots import DamagedSnapshot, read_checked, weights_digest
+from rfnlib import snapshots
 from rfnlib.specs import TrainSpec
 
 Weights = dict[str, Tensor]
@@ -38,8 +34,10 @@ def rounded(weights: Weights) -> Weights:
     return found
 
 
-def obtain(folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]]) -> tuple[Weights, dict]:
-    """The released weights of `spec`'s last network in float32, and what its file says about them.
+def obtain(
+    folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]]
+) -> tuple[Weights, dict[str, Any]]:
+    """The released weights of `spec`'s last network in float32, and what their file says about them.
 
     Args:
         trained: gives weights and facts about them where nothing is released; they are rounded and written.
@@ -50,26 +48,21 @@ def obtain(folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, d
     path = folder / f"{spec.short_name}-{spec.key()}.safetensors"
     if not path.exists():
         weights, about = trained()
-        write(path, weights, {**about, "spec": canonical(spec)})
+        write(path, weights, spec=spec.describe(), **about)
     return read(path)
 
 
-def write(path: Path, weights: Weights, about: dict[str, Any]) -> None:
-    """Write `weights`, rounded, to `path`, with `about` (JSON data) and their digest."""
-    kept = rounded(weights)
-    halves = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in kept.items()}
-    meta = {"rfnlib": json.dumps({**about, "digest": weights_digest(kept)}, sort_keys=True)}
-    write_atomic(path, save(halves, meta))
+def write(path: Path, weights: Weights, **about: Any) -> None:
+    """Write `weights`, rounded, to `path`, with more about them that is JSON."""
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in rounded(weights).items()}
+    snapshots.write(path, halves, "released", path.stem, **about)
 
 
 def read(path: Path) -> tuple[Weights, dict[str, Any]]:
     """The weights at `path` in float32, and what the file says about them.
 
     Raises:
-        DamagedSnapshot: it was altered since it was written.
+        DamagedSnapshot: it was altered since it was written, or is another one under this name.
     """
-    halves, about = read_checked(path)
-    weights = {k: v.to(torch.float32) if v.dtype == torch.float16 else v for k, v in halves.items()}
-    if weights_digest(weights) != about.get("digest"):
-        raise DamagedSnapshot(f"{path.name} was altered since it was written; restore it, or delete it to train it again.")
-    return weights, about
+    halves, about = snapshots.read(path, "released", path.stem)
+    return {k: v.to(torch.float32) if v.dtype == torch.float16 else v for k, v in halves.items()}, about

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scenes import same
 
-from rfnlib import adversaries, attacks, data, execution, keys, specs, training
+from rfnlib import adversaries, attacks, data, execution, keys, snapshots, specs, training
 from rfnlib.specs import Adversary, Minimizer, OneCycle, SpecError, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(80)
@@ -122,14 +122,15 @@ def test_training_gives_the_numbers_of_a_loop_by_hand(adversary, tmp_path):
     # A network without kinks: at a ReLU's, a difference in the last bit becomes one of 1e-4.
     spec = replace(PLAIN, arch="convmixer", adversary=adversary)
     images = FreeByHand(spec) if adversary.replay else PGDByHand(spec)
-    found, hand = weights(spec, tmp_path, [2])[0], by_hand(spec, 2 * PER_EPOCH, images)
+    (snapshot,) = start(spec, tmp_path, [2])
+    found, hand = snapshot.weights(), by_hand(spec, 2 * PER_EPOCH, images)
     plain = weights(replace(spec, adversary=None), tmp_path, [2])[0]
     for name, value in hand.items():
         torch.testing.assert_close(found[name], value, rtol=5e-3, atol=5e-4)
     assert max(float((found[n] - plain[n]).abs().max()) for n in hand) > 5e-3
     if adversary.replay:  # the state on disk holds the perturbation
-        (state,) = (tmp_path / "snapshots").glob(f"*{spec.history_key(4, PER_EPOCH)}.state.safetensors")
-        torch.testing.assert_close(training._read(state)["adversary.delta"], images.seen[-1], rtol=0, atol=1e-3)
+        state, _ = snapshots.read(snapshot.run.own_state(4), "state", snapshot.key)
+        torch.testing.assert_close(state["adversary.delta"], images.seen[-1], rtol=0, atol=1e-3)
 
 
 def test_pgd_under_sam_climbs_on_the_same_adversarial_images(tmp_path):
@@ -289,7 +290,7 @@ def test_a_run_that_diverges_says_so(adversary, tmp_path):
 
 
 def test_without_an_adversary_keys_and_descriptions_are_what_they_were():
-    assert "adversary" not in json.dumps(specs.canonical(PLAIN))
+    assert "adversary" not in json.dumps(keys.canonical(PLAIN))
     assert specs.parse({k: v for k, v in PLAIN.describe().items() if k != "adversary"}) == PLAIN
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def files(monkeypatch) -> dict[str, dict[str, bytes]]:
     layouts = {f: {n: kinds[f](c).hexdigest() for n, c in made[f].items()} for f in made}
     monkeypatch.setattr(data, "CIFAR10_LAYOUTS", layouts)
     monkeypatch.setattr(data, "CIFAR10_RECORDS", RECORDS)
+    monkeypatch.setitem(data._SOURCES, "cifar10", replace(data._SOURCES["cifar10"], checksum=None))
     return made
 
 
@@ -74,7 +76,7 @@ def same(a: data.Dataset, b: data.Dataset) -> bool:
 
 def test_digits_are_what_they_were():
     digits = load("digits")
-    assert digits.image_shape == data.SHAPES["digits"] == (1, 8, 8) and digits.n_classes == 10 and not digits.flip
+    assert digits.image_shape == data.image_shape("digits") == (1, 8, 8) and digits.n_classes == 10 and not digits.flip
     assert digits.train_images.dtype == torch.uint8 and digits.train_labels.dtype == torch.int64
     assert len(digits.train_images) == 1297 and digits.train_images.max() == 255
     assert digits.test_labels.bincount().tolist() == [50] * 10
@@ -82,6 +84,7 @@ def test_digits_are_what_they_were():
     assert unit.mean().item() == pytest.approx(digits.mean[0], abs=1e-4)
     assert unit.std().item() == pytest.approx(digits.std[0], abs=1e-3)
     # records name this checksum: a change of it means that they are no longer comparable
+    assert digits.checksum == data.checksum("digits")
     assert digits.checksum.startswith("bffa7e5beaf5f21ddd5c74665b972cc5")
 
 
@@ -200,7 +203,125 @@ def test_the_real_cifar10():
     std, mean = torch.std_mean(data.to_float(cifar.train_images[::10]), dim=(0, 2, 3))
     assert torch.allclose(mean, torch.tensor(cifar.mean), atol=5e-3)
     assert torch.allclose(std, torch.tensor(cifar.std), atol=5e-3)
+    assert cifar.checksum == data.checksum("cifar10")
     assert cifar.checksum.startswith("32e5966899bde482c0ef7d076bf69809")
+
+
+# ------------------------------------------------------------------------- data sets of one's own
+
+
+def own(name="own", shape=(3, 6, 6), n=24, seed=0, **about) -> data.Dataset:
+    rng = np.random.default_rng(seed)
+    parts = [(rng.integers(0, 256, (n, *shape), np.uint8), np.arange(n) % 4) for _ in range(2)]
+    return data.from_arrays(name, *parts, **about)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Forgets what a test registers."""
+    monkeypatch.setattr(data, "_SOURCES", dict(data._SOURCES))
+
+
+def test_a_registered_data_set_is_loaded_by_its_name_and_known_by_all(registered, tmp_path, monkeypatch):
+    seen = []
+    data.register("own", lambda root: seen.append(root) or own())
+    monkeypatch.setenv("RFN_DATA", str(tmp_path))
+    assert same(load("own"), own()) and seen == [tmp_path]
+    assert load("own", tmp_path / "else") and seen[-1] == tmp_path / "else"
+    assert data.names() == ("digits", "cifar10", "own")
+    assert data.image_shape("own") == (3, 6, 6) and data.checksum("own") == own().checksum
+    assert load("own").classes == tuple("0123")
+
+
+def test_what_was_registered_is_known_without_loading(registered, monkeypatch):
+    def loaded(root):
+        raise AssertionError("it was loaded")
+
+    for name, shape in {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "mine": (3, 64, 64)}.items():
+        data.register(name, loaded, image_shape=shape, checksum=name)
+        assert data.image_shape(name) == shape and data.checksum(name) == name
+        with pytest.raises(AssertionError, match="it was loaded"):
+            load(name)
+
+
+def test_mean_and_deviation_are_those_of_each_channel_unless_given():
+    unit = data.to_float(own().train_images)
+    std, mean = torch.std_mean(unit, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(torch.tensor(own().mean), mean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(own().std), std, atol=1e-4, rtol=0)
+    given = own(mean=(0.1, 0.2, 0.3), std=(1, 2, 3), classes="abcd", flip=False)
+    assert (given.mean, given.std, given.classes) == ((0.1, 0.2, 0.3), (1, 2, 3), tuple("abcd")) and not given.flip
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        (lambda: data.register("../own", own), "name is '../own'; give letters"),
+        (lambda: data.register("own", 3), "the loader of own is 3; give a function"),
+        (lambda: data.register("own", lambda root: own("other")) or load("own"), "the loader of 'own' gives 'other';"),
+        (lambda: data.register("own", lambda root: None) or load("own"), "the loader of 'own' gives NoneType;"),
+        (lambda: data.register("own", lambda root: own(), checksum="abc") or load("own"), "not abc; register it"),
+        (lambda: load("svhn"), "There is no data set 'svhn': choose one of digits, cifar10, or register it."),
+        (lambda: data.checksum("svhn"), "There is no data set 'svhn'"),
+        (lambda: data.image_shape("svhn"), "There is no data set 'svhn'"),
+        (lambda: own(shape=(6, 6)), r"train images of own are uint8 of shape \(24, 6, 6\); give uint8 \(N, C, H, W\)"),
+        (lambda: own(n=0), "train images of own are"),
+        (lambda: own(classes="abc"), "labels of own go up to 3; 3 classes are named"),
+    ],
+)
+def test_a_data_set_that_cannot_be_is_refused_in_one_sentence(do, said, registered):
+    with pytest.raises(DataError, match=said) as error:
+        do()
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_labels_that_do_not_fit_are_refused():
+    images = own().train_images.numpy()
+    for labels in (np.zeros(3, int), np.full(24, -1), np.zeros(24), np.zeros((24, 1), int)):
+        with pytest.raises(DataError, match="train labels of own are .*; give integers from 0, one an image"):
+            data.from_arrays("own", (images, labels), (images, np.zeros(24, int)))
+
+
+def test_labels_beyond_a_byte_count_in_the_checksum():
+    images = np.zeros((2, 1, 4, 4), np.uint8)
+    sums = {
+        data.from_arrays("own", (images, np.array([0, top])), (images, np.array([0, 300]))).checksum for top in (1, 257)
+    }
+    assert len(sums) == 2
+
+
+# -------------------------------------------------------------------------------------- digests
+
+
+def test_the_digest_tells_apart_all_that_training_depends_on():
+    """The same spec on other images is another network."""
+    digits = load("digits").subset(100)
+    permuted = digits.train_labels[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    others = [
+        digits,
+        load("digits"),
+        load("digits").subset(200),
+        replace(digits, train_labels=permuted),
+        replace(digits, train_images=255 - digits.train_images),
+        replace(digits, mean=(0.5,)),
+        replace(digits, std=(0.5,)),
+        replace(digits, flip=True),
+        replace(digits, classes=tuple("0123456789a")),
+    ]
+    assert len({d.digest for d in others}) == len(others)
+
+
+def test_the_digest_does_not_depend_on_test_images_names_layout_or_device():
+    digits = load("digits").subset(100)
+    strided = digits.train_images.to(memory_format=torch.channels_last)
+    for one in (
+        load("digits").subset(100),
+        digits.to("cpu"),
+        replace(digits, test_images=digits.test_images[:1], test_labels=digits.test_labels[:1]),
+        replace(digits, name="mine", classes=tuple("abcdefghij"), train_images=strided),
+    ):
+        assert one.digest == digits.digest
+    assert digits.digest == "ab6a85326caa0d60", "snapshots are filed under it: with another all of them are lost"
 
 
 # ------------------------------------------------------------------------------------- subsets
@@ -270,6 +391,15 @@ def test_augment_is_deterministic_and_varied():
     assert len(one.flatten(1).unique(dim=0)) == 18
     unmirrored = augment(images, torch.Generator().manual_seed(1), flip=False)
     assert len(unmirrored.flatten(1).unique(dim=0)) == 9
+
+
+def test_numbers_drawn_ahead_give_the_same_crops():
+    images = load("digits").train_images[:64]
+    for flip in (True, False):
+        drawn = [data.draws(32, torch.Generator().manual_seed(i), pad=1, flip=flip) for i in range(2)]
+        for i, batch in enumerate(images.split(32)):
+            ahead = data.crop(batch, torch.stack(drawn)[i], pad=1)
+            assert torch.equal(ahead, augment(batch, torch.Generator().manual_seed(i), flip=flip))
 
 
 def test_each_output_is_a_translate():

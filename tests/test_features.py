@@ -138,7 +138,7 @@ def test_a_network_trains_on_it_under_its_own_name(tmp_path):
     how = {"cache": tmp_path, "device": "cpu", "precision": "fp32", "compile": False, "progress": False}
     keys = set()
     for dataset in (DIGITS, built):
-        spec = TrainSpec(dataset.name, "cnn", Step(0.05), epochs=1, width=2, batch=30)
+        spec = TrainSpec(dataset.name, "cnn", Step(0.05), epochs=1, n_train=60, width=2, batch=30)
         (snapshot,) = training.train(spec, dataset=dataset, **how)
         keys.add(snapshot.key)
     assert len(keys) == 2
