@@ -103,8 +103,8 @@ def factor(log: Estimate | float | None) -> str:
     if log is None:
         return MISSING
     if not isinstance(log, Estimate):
-        return f"×{exp(log):.2f}"
-    return f"×{exp(log.value):.2f} {_bounds(log, lambda x: f'{exp(x):.2f}')}"
+        return f"×{_times(log)}"
+    return f"×{_times(log.value)} {_bounds(log, _times)}"
 
 
 def lower(log: Estimate) -> str:
@@ -115,8 +115,8 @@ def lower(log: Estimate) -> str:
     """
     way, sign = ("lower", 1) if log.value >= 0 else ("higher", -1)
     low, high = sorted((sign * log.low, sign * log.high))
-    bounds = f"({exp(low):.2f} to {exp(high):.2f})" if isfinite(high - low) else ONE_SEED
-    return f"{way} by the factor {exp(sign * log.value):.2f} {bounds}"
+    bounds = f"({_times(low)} to {_times(high)})" if isfinite(high - low) else ONE_SEED
+    return f"{way} by the factor {_times(sign * log.value)} {bounds}"
 
 
 def number(value: float | None) -> str:
@@ -228,6 +228,10 @@ def schedule(s: Schedule) -> str:
 
 def _bounds(e: Estimate, shown: Any) -> str:
     return f"({shown(e.low)} to {shown(e.high)})" if isfinite(e.high - e.low) else ONE_SEED
+
+
+def _times(log: float) -> str:
+    return f"{exp(log):.2f}" if exp(log) < 10 else number(exp(log))
 
 
 def _part(value: Any) -> str:

@@ -135,3 +135,17 @@ def test_every_schedule_has_a_panel_and_the_decays_are_aligned():
     aligned = panels["epochs since the decay"]
     times = [t for line in aligned.lines[:3] for t in line.get_xdata()]
     assert min(times) >= -1.02 and max(times) <= 4.02 and 0 in times
+
+
+@pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
+def test_every_run_is_attacked_where_it_is_judged(scale):
+    found = lr_decay.arms(FakeLab(scale))
+    for d in scale.decays:
+        judged = {float(d), d + scale.judged_after}
+        assert judged <= set(found["constant"].asked[0].epochs)
+        assert {*judged, scale.end} <= set(found[f"decay at {d}"].asked[0].epochs)
+
+
+def test_the_plan_goes_seed_by_seed_so_that_work_cut_short_compares():
+    order = [m.spec.seed for m in lr_decay.plan(FakeLab(SCALE))]
+    assert order == sorted(order) and set(order) == set(SCALE.seeds)

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scenes import TINY
 from synthetic import FakeLab
 
 from rfnlib import probes, scales, words
 from rfnlib.curves import SharpnessCurve
-from rfnlib.lab import MissingRecord
+from rfnlib.lab import Lab, MissingRecord
 from rfnlib.plots import sharpness_drop as figures
-from rfnlib.studies import sharpness_drop
+from rfnlib.studies import lr_decay, sharpness_drop
 
 SCALE = replace(
     scales.SMOKE,
@@ -139,3 +140,36 @@ def test_details_show_decays_and_minimizers_side_by_side():
     legends = [[t.get_text() for t in axis.get_legend().get_texts()] for axis in figure.axes[:2]]
     assert legends == [["constant", "decay at 10 and 15"], ["SGD", "SAM", "RFN"]]
     assert len(figure.axes) == 10
+
+
+@pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
+def test_every_run_is_measured_where_it_is_judged(scale):
+    found = sharpness_drop.arms(FakeLab(scale))
+    for d in scale.decays:
+        judged = {float(d), d + scale.judged_after}
+        assert judged <= set(found["constant"].asked[0].epochs)
+        assert judged <= set(found[f"decay at {d}"].asked[0].epochs)
+    assert scale.end in found[scales.decaying(*scale.standard)].asked[0].epochs
+
+
+def test_the_plan_measures_the_judged_runs_before_those_that_wait_for_a_choice():
+    minimizers = [m.spec.minimizer for m in sharpness_drop.plan(FakeLab(SCALE))]
+    first = next(i for i, m in enumerate(minimizers) if m)
+    assert first == len(sharpness_drop.arms(FakeLab(SCALE))) * len(SCALE.seeds) and all(minimizers[first:])
+
+
+def test_both_studies_of_a_tiny_scale_end_to_end(tmp_path):
+    scale = replace(
+        TINY, seeds=(0,), decays=(1,), standard=(1, 2), fine=(0.5,), rhos=(0.05, 0.2), sharpness=probes.Sharpness(20)
+    )
+    folders = {"records_dir": tmp_path / "r", "cache_dir": tmp_path / "c", "weights_dir": tmp_path / "w"}
+    made = sharpness_drop.measure(Lab(scale, "run", device="cpu", **folders))
+    again = sharpness_drop.measure(Lab(scale, "replay", device="cpu", **folders))
+    assert again.headline() == made.headline() and str(again.verdict()) == str(made.verdict())
+    assert again.verdict().word == "not testable"  # training for three epochs passes no gate
+    assert {"constant", "decay at 1", "decay at 1 and 2", "SAM", "RFN"} == again.sharpness.keys()
+    peak = lr_decay.measure(Lab(scale, "replay", device="cpu", **folders))
+    assert peak.curves.keys() == scale.schedules().keys() and "cannot be tested" in peak.headline()
+    assert peak.jump().value == pytest.approx(
+        peak.curves["decay at 1"].at(2.0).value - peak.curves["constant"].at(2.0).value
+    )
