@@ -12,7 +12,6 @@ optimizers. Sums of half-precision tensors are taken in float32.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import reduce
@@ -27,11 +26,6 @@ HALVES = (torch.float16, torch.bfloat16)
 def norm(x: Tensors) -> Tensor:
     """‖x‖, the Euclidean norm over all elements; 0 of an empty list."""
     return stack(torch._foreach_norm(_wide(x))).norm() if x else torch.zeros(())
-
-
-def largest(x: Tensors) -> list[Tensor]:
-    """max |xᵢ| of each tensor that has elements: not finite where any of them is not."""
-    return list(torch._foreach_norm([t for t in x if t.numel()], math.inf))
 
 
 def dot(x: Tensors, y: Tensors) -> Tensor:

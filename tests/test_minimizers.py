@@ -951,8 +951,8 @@ def test_a_backward_in_the_first_pass_only_is_refused_and_leaves_no_trace():
 
 def test_all_parameters_frozen_is_no_fault_of_the_closure():
     model = net().requires_grad_(False)
-    minimizer = SWA(model, lr=0.1)
-    assert minimizer.step(lambda: F.cross_entropy(model(batch()[0]), batch()[1])).isfinite()
+    for minimizer in (SWA(model, lr=0.1), SAM(model, lr=0.1)):
+        assert minimizer.step(lambda: F.cross_entropy(model(batch()[0]), batch()[1])).isfinite()
 
 
 @every_method

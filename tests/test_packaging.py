@@ -24,7 +24,7 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 FLOORS = (
     {"paths", "progress", "checks", "keys", "specs", "files", "execution"},
     {"data", "fetch", "models"},
-    {"vectors", "buffers"},
+    {"vectors", "buffers", "sam"},
     {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness", "landscape", "lanczos"},
     {"adversaries", "objectives", "training", "transfer", "intervals"},
     {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
