@@ -15,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from scenes import TINY
 
-from rfnlib import data, execution, keys, models, records, scales, training
+from rfnlib import data, execution, keys, models, records, scales, training, zoo
 from rfnlib.attacks import IterativeAttack
-from rfnlib.experiments import decay_runs
-from rfnlib.jobs import Job, estimate, work
+from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Measurement, by_seed
 from rfnlib.records import BadRecord
-from rfnlib.series import Series
+from rfnlib.snapshots import DamagedSnapshot, Snapshot
+from rfnlib.studies import lr_decay
 
 PER_EPOCH = 5
+Curves = dict[str, TransferCurve]
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ class Place:
     folder: Path
 
     def lab(self, mode: str = "run", scale: scales.Scale = TINY, **options) -> Lab:
-        where = {"records_dir": self.folder / "records", "cache_dir": self.folder / "cache"}
+        where = {name: self.folder / name.removesuffix("_dir") for name in ("records_dir", "cache_dir", "weights_dir")}
         return Lab(scale, mode, device="cpu", **where, **options)
 
     def files(self) -> list[Path]:
@@ -57,35 +59,42 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory) -> tuple[Place, dict[str, Series]]:
+def computed(tmp_path_factory) -> tuple[Place, Curves]:
     place = Place(tmp_path_factory.mktemp("computed"))
-    lab = place.lab()
-    return place, lab.transfer(decay_runs(lab))
+    return place, ask(place.lab())
 
 
 @pytest.fixture
 def place(computed, tmp_path) -> Place:
-    """A copy of the computed records and snapshots, to be changed."""
+    """A copy of the computed records, snapshots and weights, to be changed."""
     shutil.copytree(computed[0].folder, tmp_path / "copy")
     return Place(tmp_path / "copy")
 
 
-def c2_work(lab: Lab) -> list[Job]:
+def work(lab: Lab) -> list[Measurement]:
     """What claim C2 needs of everything there is to do."""
-    needed = [spec for specs in decay_runs(lab).values() for spec in specs] + [*map(lab.scale.target, lab.targets())]
-    wanted = {lab.find(kind, spec).key for spec in needed for kind in ("clean", "transfer")}
-    return [j for j in work(lab) if j.record().key in wanted]
+    return [*map(lab.scale.clean, lab.scale.targets_of("standard")), *by_seed(lr_decay.arms(lab).values())]
 
 
-def ask(lab: Lab) -> dict[str, Series]:
-    return lab.transfer(decay_runs(lab))
+def ask(lab: Lab) -> Curves:
+    return {name: lab.read(arm) for name, arm in lr_decay.arms(lab).items()}
 
 
-def assert_equal(a: dict[str, Series], b: dict[str, Series]) -> None:
+def without(path: Path, place: int) -> dict:
+    """Take a row out of the record at `path`, and give it."""
+    record = records.read(path)
+    gone = record.rows.pop(place)
+    path.unlink()
+    records.write(record, path.parent)
+    return gone
+
+
+def assert_equal(a: Curves, b: Curves) -> None:
     assert list(a) == list(b)
     for x, y in zip(a.values(), b.values(), strict=True):
         assert (x.name, x.spec, x.epochs) == (y.name, y.spec, y.epochs)
-        np.testing.assert_array_equal(x.accuracy, y.accuracy)
+        for name in ("accuracy", "training", "loss", "passes", "l2"):
+            np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
         for h, k in zip(x.hits, y.hits, strict=True):
             for name in ("adv_wrong", "clean_wrong", "surrogate_wrong"):
                 np.testing.assert_array_equal(getattr(h, name), getattr(k, name))
@@ -109,59 +118,86 @@ def distinct(place: Place) -> tuple[int, int]:
 
 
 def test_a_run_records_every_row_of_every_run(computed):
-    place, series = computed
+    place, curves = computed
     kinds = [p.name.split("-")[0] for p in place.files()]
     assert (kinds.count("clean"), kinds.count("transfer")) == (3, 12)  # 6 schedules, 2 seeds
-    assert list(series) == list(TINY.schedules())
-    for found in series.values():
+    assert list(curves) == list(TINY.schedules())
+    for found in curves.values():
         assert found.accuracy.shape == (2, len(found.epochs))
         assert len(found.hits) == len(found.epochs)
-    assert series["decay at 1"].epochs == [1.0, 1.5, 2.0, 3.0]
-    assert series["decay at 1"].spec == TINY.surrogate(TINY.schedules()["decay at 1"], seed=0)
+    assert curves["decay at 1"].epochs == (1.0, 1.5, 2.0, 3.0)
+    assert curves["decay at 1"].spec == TINY.surrogate(TINY.schedules()["decay at 1"], seed=0)
     rows = records.read(place.record("transfer-resnet18-w4-step1-s0")).rows
     assert [r["lr"] for r in rows] == pytest.approx([0.05, 0.005, 0.005, 0.005])
 
 
 def test_replay_serves_what_a_run_measured_without_data_or_work(computed, no_work):
-    place, series = computed
-    assert_equal(ask(place.lab("replay")), series)
+    place, curves = computed
+    assert_equal(ask(place.lab("replay")), curves)
     table = place.lab("replay").target_table()
     assert list(table["role"]) == ["test", "test", "validation"]
-    assert (table["natural accuracy"] > 0.3).all()  # chance is 0.1
-    assert not any(job.missing() for job in c2_work(place.lab("replay")))
+    assert (table["natural accuracy"] > 0.3).all() and (table["training accuracy"] > 0.3).all()  # chance is 0.1
+    lab = place.lab("replay")
+    assert not any(map(lab.missing, work(lab)))
 
 
 def test_a_second_run_does_no_work_either(computed, no_work):
-    place, series = computed
-    assert_equal(ask(place.lab("run")), series)
+    place, curves = computed
+    assert_equal(ask(place.lab("run")), curves)
 
 
 def test_replay_with_nothing_recorded_says_how_to_compute_it(tmp_path, no_work):
     lab = Place(tmp_path).lab("replay")
     with pytest.raises(MissingRecord, match=r"lacks 4 of 4 rows at tiny scale; compute them with") as e:
-        lab.transfer({"decay at 1": decay_runs(lab)["decay at 1"]})
+        lab.read(lr_decay.arms(lab)["decay at 1"])
     assert "`python -m rfnlib run --scale tiny`" in str(e.value)
-    assert all(job.missing() == job.epochs for job in work(lab))
-    with pytest.raises(MissingRecord, match="clean-"):
+    assert all(lab.missing(m) == m.epochs for m in work(lab))
+    with pytest.raises(MissingRecord, match="target: cnn"):
         lab.target_table()
+    assert lab.source() == "tiny scale: nothing is recorded"
 
 
-def test_replay_refuses_a_series_that_lacks_one_row(place, no_work):
-    path = place.record("transfer-resnet18-w4-cosine-s1")
-    record = records.read(path)
-    del record.rows[1]
-    records.write(record, path.parent)
+def test_replay_refuses_a_curve_that_lacks_one_row(place, no_work):
+    without(place.record("transfer-resnet18-w4-cosine-s1"), 1)
     lab = place.lab("replay")
-    with pytest.raises(MissingRecord, match=f"{path.name} lacks 1 of 3 rows"):
+    with pytest.raises(MissingRecord, match="transfer: resnet18, cosine, seed 1 lacks 1 of 3 rows"):
         ask(lab)
-    assert [(j.label, j.missing()) for j in c2_work(lab) if j.missing()] == [("cosine, seed 1", [2.0])]
+    assert [(m.label, lab.missing(m)) for m in work(lab) if lab.missing(m)] == [
+        ("transfer: resnet18, cosine, seed 1", (2.0,))
+    ]
+
+
+def test_an_arm_is_shown_once_all_of_its_seeds_are_recorded(place, no_work):
+    arms = lr_decay.arms(place.lab("replay"))
+    assert list(place.lab("replay").shown(arms, needed=["constant"])) == list(arms)
+    without(place.record("transfer-resnet18-w4-cosine-s1"), 1)
+    lab = place.lab("replay")
+    assert list(lab.shown(arms)) == [name for name in arms if name != "cosine"]
+    with pytest.raises(MissingRecord, match="cosine: transfer: resnet18, cosine, seed 1 lacks 1 of 3 rows"):
+        lab.shown(arms, needed=["constant", "cosine"])
+    assert list(place.lab("run").shown(arms, needed=["cosine"])) == list(arms), "a run can compute it"
+    assert list(lab.shown(lr_decay.arms(place.lab("replay", seeds=[0])))) == list(arms), "its first seed is whole"
+
+
+def test_listing_goes_through_a_view_that_never_computes(place, no_work):
+    without(place.record("transfer-resnet18-w4-cosine-s1"), 1)
+    lab = place.lab("run")
+    with pytest.raises(MissingRecord):
+        ask(lab.replaying())
+    assert lab.mode == "run" and lab.replaying().records is lab.records
+
+
+def test_a_question_that_an_arm_does_not_ask_is_refused(computed):
+    lab = computed[0].lab("replay")
+    with pytest.raises(LookupError, match=r"constant asks for \['transfer'\], not for Sharpness"):
+        lab.read(lr_decay.arms(lab)["constant"], lab.scale.sharpness)
 
 
 def test_other_seeds_are_missing_and_fewer_are_served(computed, no_work):
-    place, series = computed
+    place, curves = computed
     one = ask(place.lab("replay", seeds=[1]))["cosine"]
-    np.testing.assert_array_equal(one.accuracy, series["cosine"].accuracy[1:])
-    np.testing.assert_array_equal(one.hits[0].adv_wrong, series["cosine"].hits[0].adv_wrong[1:])
+    np.testing.assert_array_equal(one.accuracy, curves["cosine"].accuracy[1:])
+    np.testing.assert_array_equal(one.hits[0].adv_wrong, curves["cosine"].hits[0].adv_wrong[1:])
     with pytest.raises(MissingRecord):
         ask(place.lab("replay", seeds=[0, 1, 2]))
 
@@ -171,9 +207,7 @@ def test_other_seeds_are_missing_and_fewer_are_served(computed, no_work):
 
 def test_a_row_taken_out_is_computed_again_alone_and_is_the_same(place, computed, attacks):
     path = place.record("transfer-resnet18-w4-cosine-s1")
-    record = records.read(path)
-    del record.rows[1]
-    records.write(record, path.parent)
+    without(path, 1)
     untouched = {p: p.read_bytes() for p in place.files() if p != path}
     assert_equal(ask(place.lab()), computed[1])
     assert attacks == [41]
@@ -183,9 +217,7 @@ def test_a_row_taken_out_is_computed_again_alone_and_is_the_same(place, computed
 
 def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, attacks, monkeypatch):
     path = place.record("transfer-resnet18-w4-step2-s0")
-    record = records.read(path)
-    gone = record.rows.pop(0)  # epoch 1, which the constant learning rate has too
-    records.write(record, path.parent)
+    gone = without(path, 0)  # epoch 1, which the constant learning rate has too
     monkeypatch.setattr(training, "train", lambda spec, at, **_: iter(at and 1 / 0 or ()))
     ask(place.lab())
     assert attacks == []
@@ -194,7 +226,7 @@ def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, atta
 
 def test_each_network_is_attacked_once_however_many_runs_pass_through_it(computed, attacks, tmp_path):
     fresh = Place(tmp_path)
-    one = replace(TINY, seeds=(0,), epochs=2, decays=(1,), standard=(1,), target_epochs=2)
+    one = replace(TINY, seeds=(0,), epochs=2, decays=(1,), standard=(1,))
     ask(fresh.lab(scale=one))
     rows, networks = distinct(fresh)
     assert networks < rows
@@ -205,7 +237,7 @@ def test_rows_computed_through_a_shared_past_equal_those_of_a_run_on_its_own(com
     """Branching from another run's state leaves no trace in the numbers."""
     alone = Place(tmp_path)
     lab = alone.lab(seeds=[1])
-    lab.transfer({"it": decay_runs(lab)["decay at 2"]})
+    lab.read(lr_decay.arms(lab)["decay at 2"])
     name = alone.record("transfer").name
     assert measured(alone)[name] == measured(computed[0])[name]
 
@@ -213,9 +245,7 @@ def test_rows_computed_through_a_shared_past_equal_those_of_a_run_on_its_own(com
 def test_weights_that_are_gone_are_trained_again_where_a_row_is_missing(place, computed, attacks):
     shutil.rmtree(place.folder / "cache")
     path = place.record("transfer-resnet18-w4-cyclic-s0")
-    record = records.read(path)
-    gone = record.rows.pop()
-    records.write(record, path.parent)
+    gone = without(path, -1)
     assert_equal(ask(place.lab()), computed[1])
     assert len(attacks) == 1
     assert records.read(path).rows[-1]["snapshot"] == gone["snapshot"]
@@ -237,8 +267,9 @@ def test_stopped_by_tick_again_and_again_it_keeps_every_finished_row(tmp_path, a
                 raise Stopped
 
         try:
-            for job in c2_work(fresh.lab(tick=tick)):
-                job.compute()
+            lab = fresh.lab(tick=tick)
+            for m in work(lab):
+                lab.measure(m)
             break
         except Stopped:
             stops += 1
@@ -271,11 +302,11 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
     x, y = digits.test_images[chosen] / 255, digits.test_labels[chosen]
     how = execution.resolve("cpu")
 
-    def network(spec, at):
+    def network(spec, at, rounded=False):
         (snapshot,) = training.train(spec, [at], dataset=digits, cache=place.folder / "cache" / "tiny")
         about = {"image_shape": (1, 8, 8), "mean": digits.mean, "std": digits.std}
-        model = models.build(spec.arch, width=spec.width, **about)
-        return how.place(snapshot.load_into(model))
+        model = how.place(snapshot.load_into(models.build(spec.arch, width=spec.width, **about)))
+        return model.half().float() if rounded else model
 
     surrogate = network(TINY.surrogate(TINY.schedules()[name], seed), epoch)
     adv = x
@@ -284,7 +315,7 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
         F.cross_entropy(surrogate(leaf), y, reduction="sum").backward()
         adv = adv + 32 / 255 / 10 * leaf.grad.sign()
         adv = torch.minimum(torch.maximum(adv, x - 32 / 255), x + 32 / 255).clamp(0, 1)
-    targets = [network(TINY.target(t), 6) for t in TINY.targets]  # the validation target is first
+    targets = [network(TINY.target(t), 6, rounded=True) for t in TINY.targets]  # the validation target is first
     with torch.no_grad():
         fooled = torch.stack([t(adv).argmax(1) != y for t in targets], 1).numpy()
         clean = torch.stack([t(x).argmax(1) != y for t in targets], 1).numpy()
@@ -297,9 +328,9 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
     [("constant", 0, 3.0), ("decay at 1", 1, 1.5), ("cosine", 1, 2.0)],
 )
 def test_hits_are_those_of_an_attack_by_hand_on_test_images_and_test_targets(name, seed, epoch, computed, monkeypatch):
-    place, series = computed
+    place, curves = computed
     fooled, clean, own = by_hand(place, name, seed, epoch)
-    found = series[name]
+    found = curves[name]
     hits = found.hits[found.epochs.index(epoch)]
     assert hits.adv_wrong.shape == (2, 30, 2)
     np.testing.assert_array_equal(hits.clean_wrong, clean[:30, 1:])
@@ -318,14 +349,14 @@ def test_the_record_holds_validation_images_and_targets_too(computed):
     assert row["passes"] == 3 * 41
 
 
-def test_the_attacked_images_are_disjoint_and_the_same_for_every_lab(computed):
+def test_the_attacked_images_are_the_same_for_every_lab(computed):
     place, _ = computed
     lab, other = place.lab(), place.lab(scale=replace(TINY, seeds=(5,)))
-    assert torch.equal(lab._probes.attacked[0], other._probes.attacked[0])
-    assert len(set(lab._probes.order.tolist())) == 500
+    assert torch.equal(lab.bench.attacked[0], other.bench.attacked[0])
+    assert len(lab.bench.attacked[0].flatten(1).unique(dim=0)) == 41
 
 
-def test_a_series_answers_for_the_epochs_it_was_probed_at(computed):
+def test_a_curve_answers_for_the_epochs_it_was_measured_at(computed):
     found = computed[1]["decay at 1"]
     hits = found.hits[1]
     counted = ~hits.clean_wrong.any(1)
@@ -337,8 +368,8 @@ def test_a_series_answers_for_the_epochs_it_was_probed_at(computed):
 
 
 @pytest.mark.parametrize("epoch", [0, 1.2, 2.5, 4])
-def test_a_series_refuses_an_epoch_it_was_not_probed_at(epoch, computed):
-    with pytest.raises(LookupError, match=rf"decay at 1 was not probed at epoch {epoch}, only at \[1"):
+def test_a_curve_refuses_an_epoch_it_was_not_measured_at(epoch, computed):
+    with pytest.raises(LookupError, match=rf"decay at 1 was not measured at epoch {epoch}, only at 1, 1.5"):
         computed[1]["decay at 1"].at(epoch)
 
 
@@ -347,12 +378,13 @@ def test_records_say_what_they_rest_on(computed):
     for path in place.files():
         record = records.read(path)
         (made,) = record.provenance
-        assert made["data"] == data.load("digits").checksum[:16]
+        assert record.data == data.load("digits").checksum[:16]
         assert {"device", "precision", "torch", "hardware", "code", "date"} <= made.keys()
         for row in record.rows:
             assert row["snapshot"] == record.spec.history_key(row["iteration"], PER_EPOCH)
             assert row["epoch"] == row["iteration"] / PER_EPOCH
-            assert 0 <= row["accuracy"] <= 1 and row["seconds"] >= 0
+            assert 0 <= row["accuracy"] <= 1 and 0 <= row["train_accuracy"] <= 1 and row["seconds"] >= 0
+            assert row["epochs_of_passes"] == row["epoch"] and row["skipped"] == 0
         assert record.per_epoch == PER_EPOCH
 
 
@@ -379,19 +411,73 @@ def test_records_name_no_path_and_no_host(computed):
 def test_the_source_of_the_numbers_is_one_line(computed):
     place, _ = computed
     made = records.read(place.files()[0]).provenance[0]
-    said = f"15 records, computed on {made['hardware']}, {made['date']} to {made['date']}"
-    assert place.lab("replay").source() == f"tiny scale, mode replay: {said}"
+    said = f"15 records, computed on {made['hardware']}, {made['date']}"
+    assert place.lab("replay").source() == f"tiny scale: {said}"
 
 
-def test_an_estimate_is_nothing_for_what_is_recorded_and_something_for_what_is_not(place):
-    lab = place.lab()
-    assert estimate(lab, c2_work(lab)) == [0.0] * 15
+# ------------------------------------------------------------------------------------------- targets
+
+
+def test_targets_are_measured_after_rounding_and_named_by_the_digest_of_their_weights(computed):
+    place, _ = computed
+    row = records.read(place.record("transfer-resnet18-w4-step-s0")).rows[-1]
+    digests = []
+    for t in TINY.targets_of("standard"):
+        spec = TINY.target(t)
+        (path,) = (place.folder / "weights" / "tiny").glob(f"*{spec.key()}.safetensors")
+        weights, about = zoo.read(path)
+        assert all(torch.equal(v, v.half().float()) for v in weights.values() if v.is_floating_point())
+        (clean,) = (r for r in place.lab("replay").records.values() if r.kind == "clean" and r.spec == spec)
+        assert clean.rows[0]["weights"] == keys.digest(weights)
+        digests.append(clean.rows[0]["weights"])
+    assert row["targets"] == digests and len(set(digests)) == 3
+
+
+def test_targets_are_not_trained_again_where_their_weights_are_released(place, computed):
+    shutil.rmtree(place.folder / "cache")
+    without(place.record("transfer-resnet18-w4-cyclic-s0"), -1)
+    made = []
+    lab = place.lab(tick=lambda: made.append(None))
+    assert_equal(ask(lab), computed[1])
+    assert not list((place.folder / "cache").rglob("*cnn*"))
+    (record,) = (r for r in lab.records.values() if r.name.startswith("transfer-resnet18-w4-cyclic-s0"))
+    trained = {p.name for p in (place.folder / "cache").rglob("*.weights.safetensors")}
+    assert len(trained) == 1 and record.rows[-1]["epoch"] == 3
+
+
+def test_hits_on_other_weights_than_the_recorded_targets_are_refused(place, monkeypatch):
+    """The cache is lost, the records are not, and this machine trains targets to other bits."""
+    shutil.rmtree(place.folder / "weights")
+    shutil.rmtree(place.folder / "cache")
+    without(place.record("transfer-resnet18-w4-cyclic-s0"), -1)
+    weights = Snapshot.weights
+
+    def elsewhere(self):
+        return {k: v + 0.01 if k == "head.bias" else v for k, v in weights(self).items()}
+
+    monkeypatch.setattr(Snapshot, "weights", elsewhere)
+    with pytest.raises(BadRecord, match="target cnn .* has other weights .* than those that were recorded"):
+        ask(place.lab())
+
+
+def test_a_row_against_other_weights_than_the_clean_errors_is_not_shown(place, no_work):
     path = place.record("transfer-resnet18-w4-cosine-s1")
+    record = records.read(path)
+    record.rows[0]["targets"][1] = "0" * 16
     path.unlink()
-    lab = place.lab()
-    jobs = c2_work(lab)
-    needed = {j.label: s for j, s in zip(jobs, estimate(lab, jobs), strict=True) if s}
-    assert list(needed) == ["cosine, seed 1"] and needed["cosine, seed 1"] > 0
+    records.write(record, path.parent)
+    with pytest.raises(BadRecord, match="cosine was recorded against other weights of the targets"):
+        ask(place.lab("replay"))
+
+
+def test_a_released_file_that_was_altered_is_refused(place):
+    (path, *_) = sorted((place.folder / "weights" / "tiny").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40
+    path.write_bytes(content)
+    shutil.rmtree(place.folder / "records")
+    with pytest.raises(DamagedSnapshot, match=path.name):
+        place.lab().target_table()
 
 
 # ----------------------------------------------------------------------------------- what is refused
@@ -405,7 +491,7 @@ def test_seeds_that_cannot_be_are_refused(seeds, tmp_path):
 
 
 def test_an_unknown_scale_mode_or_device_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="scale is 'huge'; give one of 'smoke', 'laptop', 'paper'"):
+    with pytest.raises(ValueError, match="scale is 'huge'; give one of 'smoke', 'laptop', 'gpu', 'paper'"):
         Lab("huge", records_dir=tmp_path)
     with pytest.raises(ValueError, match="mode is 'rerun'; give one of 'replay', 'run'"):
         Place(tmp_path).lab("rerun")
