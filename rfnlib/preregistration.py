@@ -146,7 +146,8 @@ def main(why: str = "") -> int:
                 f"What is fixed is now {now}, which the log of {FILE} does not say; give the reason.", file=sys.stderr
             )
             return 1
-        text = f"{text.rstrip()}{chr(10) * (1 if entries else 2)}- {time.strftime('%Y-%m-%d', time.gmtime())}, `{now}`: {why}\n"
+        gap, today = "\n" if entries else "\n\n", time.strftime("%Y-%m-%d", time.gmtime())
+        text = f"{text.rstrip()}{gap}- {today}, `{now}`: {why}\n"
     path.write_text(text)
     return 0
 
