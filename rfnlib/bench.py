@@ -6,12 +6,15 @@ other eigenvalues. Without CIFAR-10 this part is left out.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,8 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from rfnlib import data, execution, scales, training, transfer
-from rfnlib.attacks import BIM
+from rfnlib.attacks import BIM, frozen
+from rfnlib.folding import folded
 from rfnlib.minimizers import AGSAM, ASAM, GAM, GNP, GSAM, RFN, SAM, SWA, WASAM, LookSAM
 from rfnlib.sharpness import top_eigenvalue
 from rfnlib.specs import Step, TrainSpec
@@ -35,6 +39,7 @@ def bench(device: str = "auto", say: Callable[[str], None] = print) -> None:
     say(f"{execution.resolve(device).describe()}\n")
     throughput(device, say)
     minimizers(device, say)
+    attacking(device, say)
     hessian(device, say)
     memory(device, say)
     growth(device, say)
@@ -180,6 +185,64 @@ def minimizers(device: str, say: Callable[[str], None]) -> dict[str, float]:
     found = {name: statistics.median(taken[name] / taken["SGD"] for taken in rounds) for name in runs}
     say("\ntime of a step over SGD's (passes): " + ", ".join(f"{m} {r:.2f} ({cost[m]:g})" for m, r in found.items()))
     return found
+
+
+def attacking(device: str, say: Callable[[str], None], stems: Sequence[int] = (1, 2), n: int = 128,
+              steps: int = 50) -> dict[int, dict[str, float]]:  # fmt: skip
+    """How many times as fast `BIM` is as others' and as bare loops, for the laptop scale's surrogate, turn by turn.
+
+    "bare" asks for the gradient of the images alone, takes its sign and clips; "folded" does so on a network whose
+    batch norms are folded. torchattack and torchattacks are measured where installed, in seconds of the processor
+    or, on a GPU, of the clock.
+    """
+    how, clock = execution.resolve(device), time.process_time
+    if how.device == "cuda":
+        clock = time.perf_counter
+    dataset, found = _random_data(n), {}
+    x, y = data.to_float(dataset.train_images).to(how.device), dataset.train_labels.to(how.device)
+    eps, step = 4 / 255, 4 / 2550
+    for stem in stems:
+        spec = replace(_spec(epochs=1, n_train=n), stem=stem)
+        model = how.place(training.network(spec, dataset)).eval()
+        # Attacks of others compute weight gradients unless told not to: what they are given asks for none.
+        model.requires_grad_(False)
+        runs = {
+            "BIM": lambda model=model: BIM(eps, steps=steps)(model, x, y),
+            "bare": lambda model=model: _bare_attack(model, x, y, eps, step, steps),
+            "folded": lambda model=model: _bare_attack(model, x, y, eps, step, steps, folds=True),
+        }
+        with contextlib.suppress(ImportError):
+            options = {"eps": eps, "alpha": step, "steps": steps, "random_start": False}
+            theirs = importlib.import_module("torchattack").PGD(model, device=torch.device(how.device), **options)
+            runs["torchattack"] = lambda theirs=theirs: theirs(x, y)
+        with contextlib.suppress(ImportError):
+            others = importlib.import_module("torchattacks").PGD(model, eps, step, steps, random_start=False)
+            runs["torchattacks"] = lambda others=others: others(x, y)
+        rounds = []
+        for _ in range(ROUNDS + 1):  # the first warms up
+            taken = {}
+            for name, run in runs.items():
+                _wait(how.device)
+                start = clock()
+                run()
+                _wait(how.device)
+                taken[name] = clock() - start
+            rounds.append(taken)
+        found[stem] = {name: statistics.median(t[name] / t["BIM"] for t in rounds[1:]) for name in runs}
+        speed = n * steps / statistics.median(t["BIM"] for t in rounds[1:])
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found[stem].items() if name != "BIM")
+        say(f"\nBIM, stem {stem}: {speed:.0f} image-steps/s; as many times as fast as {ratios}")
+    return found
+
+
+def _bare_attack(model, x, y, eps, step, steps, folds: bool = False) -> torch.Tensor:
+    adv = x
+    with frozen([model]), folded([model] if folds else [], x):
+        for _ in range(steps):
+            adv = adv.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(adv), y, reduction="sum"), adv)
+            adv = torch.clamp(adv.detach() + step * gradient.sign(), x - eps, x + eps).clamp_(0, 1)
+    return adv
 
 
 def hessian(

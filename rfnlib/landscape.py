@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rfnlib.attacks import frozen
-from rfnlib.checks import is_number, is_whole, require
+from rfnlib.checks import is_number, is_whole, require, require_labels
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of images, float (B, C, H, W), and labels, int64 (B,): the same at every iteration."""
@@ -179,6 +180,7 @@ def loss_of(model: nn.Module, batches, parameters=None, seed: int = 0, keep_grap
         for context in (
             frozen([model]), torch.random.fork_rng(gpu), torch.inference_mode(False), torch.enable_grad(),
             torch.autocast(device.type, enabled=False), _twice_differentiable(model),
+            sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no second derivative
         ):  # fmt: skip
             stack.enter_context(context)
         if gpu:  # cuDNN's convolutions are TF32, of 10 bits, unless told otherwise
@@ -290,10 +292,12 @@ def _count(batches: Batches) -> tuple[int, int]:
         require(two, "batches holds something else than pairs of tensors; give [(images, labels), …].")
         x, y = pair
         require(x.is_floating_point(), f"images are {x.dtype}; give floats in [0, 1], uint8 divided by 255.")
-        fits = y.dtype == torch.int64 and y.shape == x.shape[:1]
-        require(fits, f"labels are {y.dtype} of shape {tuple(y.shape)}; give int64 of shape ({len(x)},).")
+        require_labels(y, len(x))
         if len(y):
-            require(int(y.min()) >= 0, f"labels hold {int(y.min())}; classes count from 0.")
+            low, high = map(float, x.detach().aminmax())
+            # Images that were normalised before the model go below 0; what does not, and beyond 1, is in levels.
+            levels = x.dim() == 4 and low >= 0 and high > 1
+            require(not levels, f"images range over [{low:.4g}, {high:.4g}]; divide them by 255.")
             images, top = images + len(y), max(top, int(y.max()))
     require(images > 0, "batches hold no image; give at least one.")
     return images, top

@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from rfnlib.attacks import BIM, FGSM, PGD, AttackError, IterativeAttack, frozen, input_gradient
+from rfnlib.attacks import BIM, DI, FGSM, PGD, AttackError, IterativeAttack, frozen, input_gradient
+from rfnlib.sharpness import top_eigenvalue
+from rfnlib.surrogates import Logits
+from rfnlib.transfer import predict
 
 N, SHAPE, CLASSES = 6, (2, 5, 5), 4
 quick = settings(max_examples=40, deadline=None)
@@ -450,3 +454,166 @@ def test_a_gradient_that_is_not_finite_is_an_error():
     model[0][0].weight.data.fill_(math.nan)
     with pytest.raises(AttackError, match="gradient is not finite"):
         BIM(steps=1)(model, x, y)
+
+
+# ------------------------------------------------------------------------ what is often given, and what is said then
+
+
+def small() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(50, CLASSES)).eval()
+
+
+class Returns(nn.Module):
+    """A network whose logits come as `how` makes them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.how = small(), how
+
+    def forward(self, x):
+        return self.how(self.inner(x))
+
+
+class Elsewhere(nn.Module):
+    """A network whose weights are on a device that computes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(50, CLASSES, device="meta"))
+
+    def forward(self, x):
+        if x.device != self.weight.device:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return x.flatten(1) @ self.weight
+
+
+def attack_with(surrogate=None, images=IMAGES, labels=LABELS):
+    return lambda: BIM(steps=1)(surrogate or small(), images, labels)
+
+
+def predict_with(model=None, images=IMAGES):
+    return lambda: predict(model or small(), images)
+
+
+def sharpness_with(images=IMAGES, labels=LABELS):
+    return lambda: top_eigenvalue(small(), [(images, labels)])
+
+
+BYTES = "images are torch.uint8 of shape (6, 2, 5, 5); give floats of shape (N, C, H, W)"
+TUPLE = "the model returns a tuple, not logits; give surrogates.Logits(model, 0)."
+LEVELS, NAMED, PAIR = IMAGES * 255, Returns(lambda z: {"logits": z, "loss": z.sum()}), Returns(lambda z: (z, None))
+RANGE = "images range over [0, 255]; divide them by 255"
+MISUSE = {
+    "eps of 4 levels": (lambda: BIM(eps=4), "eps is 4, but pixels reach from 0 to 1; for levels of 255 give 4/255."),
+    "step of 1.5 levels": (lambda: BIM(step=1.5), "step is 1.5, but pixels reach from 0 to 1; for levels of 255 give"),
+    "attack on levels": (attack_with(images=LEVELS), RANGE),
+    "predict on levels": (predict_with(images=LEVELS), RANGE),
+    "sharpness on levels": (sharpness_with(images=LEVELS), RANGE),
+    "attack on bytes": (attack_with(images=LEVELS.byte()), BYTES),
+    "predict on bytes": (predict_with(images=LEVELS.byte()), BYTES),
+    "attack on normalised images": (attack_with(images=IMAGES - 0.5), "[-0.5, 0.5]; scale them to [0, 1] (norm"),
+    "NumPy labels": (attack_with(labels=LABELS.numpy()), "labels are a numpy.ndarray; give torch.from_numpy(labels)."),
+    "NumPy labels, sharpness": (sharpness_with(labels=LABELS.numpy()), "something else than pairs of tensors"),
+    "NumPy images": (attack_with(images=IMAGES.numpy()), "images are a numpy.ndarray; give torch.from_numpy(images)."),
+    "NumPy images, predict": (predict_with(images=IMAGES.numpy()), "images are a numpy.ndarray; give torch.from_numpy"),
+    "labels in a list": (attack_with(labels=[0] * N), "labels are a list; give a torch.Tensor of int64."),
+    "labels as int32": (attack_with(labels=LABELS.int()), "labels are torch.int32 of shape (6,); give torch.int64 of"),
+    "labels as int32, sharpness": (sharpness_with(labels=LABELS.int()), "labels are torch.int32 of shape (6,); give"),
+    "float64 images": (
+        attack_with(images=IMAGES.double()),
+        "images are torch.float64 on cpu, the model's weights torch.float32 on cpu; give images.to('cpu', torch.float",
+    ),
+    "float64 images, predict": (predict_with(images=IMAGES.double()), "images are torch.float64 on cpu, the model's"),
+    "another device": (attack_with(Elsewhere()), "the model's weights torch.float32 on meta; give images.to('meta',"),
+    "another device, predict": (predict_with(Elsewhere()), "images are torch.float32 on cpu, the model's weights"),
+    "a dictionary": (
+        attack_with(NAMED),
+        "the model returns a dict of 'logits', 'loss', not logits; give surrogates.Logits(model, 'logits').",
+    ),
+    "a tuple": (attack_with(PAIR), TUPLE),
+    "a tuple, predict": (predict_with(PAIR), TUPLE),
+    "maps for logits": (
+        predict_with(Returns(lambda z: z[..., None])),
+        "the model returns (6, 4, 1) for 6 images; give one that returns logits (6, classes).",
+    ),
+    "no surrogate": (attack_with("resnet18"), "the surrogate is ['r']; give a module, a function, or"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_is_a_sentence(name):
+    call, said = MISUSE[name]
+    with pytest.raises(ValueError) as error:
+        call()
+    assert said in str(error.value)
+
+
+def test_a_function_is_a_surrogate_and_a_target():
+    model = small()
+    expected = BIM(steps=3)(model, IMAGES, LABELS)
+    assert torch.equal(BIM(steps=3)(lambda x: model(x), IMAGES, LABELS), expected)
+    assert torch.equal(BIM(steps=3)([model, model.forward], IMAGES, LABELS), expected)
+    assert torch.equal(BIM(steps=3)(nn.ModuleList([model]), IMAGES, LABELS), expected)
+    assert torch.equal(predict(lambda x: model(x), IMAGES), predict(model, IMAGES))
+
+
+def test_logits_are_picked_from_what_a_model_returns():
+    expected = BIM(steps=3)(small(), IMAGES, LABELS)
+    for model, pick in ((NAMED, "logits"), (PAIR, 0), (PAIR, lambda returned: returned[0])):
+        picked = Logits(model.train(), pick)
+        assert torch.equal(BIM(steps=3)(picked, IMAGES, LABELS), expected) and model.training
+        assert torch.equal(predict(picked, IMAGES), predict(small(), IMAGES))
+
+
+def test_an_error_that_no_type_explains_is_the_models_own():
+    def own(x):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        BIM()(own, IMAGES, LABELS)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        BIM()(small(), IMAGES[:, :1], LABELS)
+
+
+# ----------------------------------------------------------------------------------------------- over a loader
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+@pytest.mark.parametrize("attack", [BIM(steps=3), PGD(steps=3, seed=5), PGD(steps=2, norm="l2") | DI()], ids=str)
+def test_an_attack_over_a_loader_is_that_of_all_its_images_together(attack, size):
+    model, (x, y) = net(), batch()
+    loader = DataLoader(TensorDataset(x, y), batch_size=size)
+    adversarial, labels = map(torch.cat, zip(*attack.over(model, loader, batch_size=3, progress=False), strict=True))
+    assert torch.equal(labels, y)
+    assert torch.allclose(adversarial, attack(model, x, y), atol=1e-5)
+
+
+def test_an_attack_over_a_loader_leaves_the_surrogate_as_it_was_from_batch_to_batch(monkeypatch, capsys):
+    monkeypatch.delenv("RFN_QUIET", raising=False)
+    monkeypatch.setattr("rfnlib.progress.SECONDS_BETWEEN_LINES", -1.0)
+    model = marked()
+    before = trace(model)
+    loader = [(IMAGES[:2], LABELS[:2]), (IMAGES[2:], LABELS[2:])]
+    for _ in PGD(steps=2).over(model, loader):
+        after = trace(model)
+        assert [k for k in before if not same(before[k], after[k])] == []
+    assert "attack:" in capsys.readouterr().out
+    assert len(list(BIM(steps=1).over(model, iter(loader)))) == 2, "one that does not know its length"
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        ([IMAGES], "the loader gives a Tensor; give pairs of tensors, (images, labels)."),
+        ([(IMAGES, LABELS, LABELS)], "the loader gives a tuple; give pairs"),
+        ([{"images": IMAGES}], "the loader gives a dict; give pairs"),
+        ([(LEVELS, LABELS)], RANGE),
+    ],
+    ids=["images", "triples", "dictionaries", "levels"],
+)
+def test_a_loader_of_something_else_is_refused(loader, said):
+    with pytest.raises(AttackError) as error:
+        list(BIM(steps=1).over(small(), loader, progress=False))
+    assert said in str(error.value)

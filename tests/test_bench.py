@@ -27,6 +27,13 @@ def test_minimizers_are_compared_with_sgd_and_their_passes_told():
     assert passes == {"SGD": 1, "SWA": 1, "LookSAM": 1.2, "GAM": 4} | two and found.keys() == passes.keys()
 
 
+def test_attacks_are_compared_with_others_and_with_bare_loops():
+    lines = []
+    found = bench.attacking("cpu", lines.append, stems=(2,), n=4, steps=2)
+    assert {"BIM", "bare", "folded", "torchattack"} <= found[2].keys() and found[2]["BIM"] == 1
+    assert all(ratio > 0 for ratio in found[2].values()) and "BIM, stem 2" in lines[0]
+
+
 def test_hessian_reaches_the_same_error_by_both_ways():
     random = torch.get_rng_state()
     lines = []

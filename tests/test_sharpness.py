@@ -699,3 +699,32 @@ def test_a_second_derivative_that_is_not_finite_is_refused():
     _, batches = bowl()
     with pytest.raises(ValueError, match="a Hessian-vector product is not finite; give weights"):
         top_eigenvalue(Cusp(torch.eye(2), torch.zeros(2), torch.zeros(2)), batches)
+
+
+class Attends(nn.Module):
+    """Self-attention over pixels, by torch's fused kernels or written out."""
+
+    def __init__(self, fused: bool):
+        super().__init__()
+        self.embed, self.head, self.fused = nn.Linear(1, 8), nn.Linear(8, 3), fused
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        z = self.embed(x.flatten(1)[..., None])
+        if self.fused:
+            z = self.attend(z, z, z, need_weights=False)[0]
+        else:
+            all_heads = F.linear(z, self.attend.in_proj_weight, self.attend.in_proj_bias)
+            q, k, v = all_heads.view(*z.shape[:2], 3, 2, 4).unbind(2)
+            weights = torch.einsum("nqhd,nkhd->nhqk", q, k).div(2).softmax(-1)
+            z = self.attend.out_proj(torch.einsum("nhqk,nkhd->nqhd", weights, v).flatten(2))
+        return self.head(z.mean(1))
+
+
+def test_attention_that_is_fused_has_the_curvature_of_attention_written_out():
+    torch.manual_seed(0)
+    fused, plain = Attends(True), Attends(False)
+    plain.load_state_dict(fused.state_dict())
+    pairs = [(torch.rand(6, 1, 3, 3), torch.arange(6) % 3)]
+    for measure in (top_eigenvalue, trace, input_top_eigenvalue):
+        assert measure(fused, pairs).value == pytest.approx(measure(plain, pairs).value, rel=1e-3)

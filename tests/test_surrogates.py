@@ -782,3 +782,27 @@ def test_every_network_of_the_zoo_is_for_one_of_the_erosions():
     for arch in ARCHITECTURES:
         if arch not in ("resnet101", "wrn28", "densenet100", "densenet121", "densenet161", "densenet201"):  # the slow
             assert GhostNetwork(zoo(arch), 0.2)(X).isfinite().all()
+
+
+def test_the_passes_of_an_attack_are_those_of_all_members():
+    a, b = zoo("cnn"), zoo("cnn", 1)
+    seen = []
+    surrogates = {
+        "one": (a, 1),
+        "a list": ([a, b], 1),
+        "Ensemble": (Ensemble([a, b]), 2),
+        "losses": (Ensemble([a, b, a], "losses"), 3),
+        "Cycle": (Cycle([a, b]), 1),
+        "Cycle of ensembles": (Cycle([Ensemble([a, b]), Ensemble([b, a])]), 2),
+        "Ensemble of ghosts": (Ensemble([GhostNetwork(a), GhostNetwork(b, seed=1)]), 2),
+        "wrapped ensemble": (GhostNetwork(Ensemble([a, b])), 2),
+        "function": (lambda x: a(x), 1),
+    }
+    attack = MI(steps=4) | SI(views=(Scales(2),))
+    hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(output))) for m in (a, b)]
+    for name, (surrogate, each) in surrogates.items():
+        seen.clear()
+        attack(surrogate, X, Y)
+        assert sum(seen) / len(X) == attack.passes_on(surrogate) == 8 * each, name
+    for hook in hooks:
+        hook.remove()
