@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     (True, False, False, False)
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and low <= value <= high
+    return number and abs(value) <= sys.float_info.max and low <= value <= high
 
 
 def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -7,6 +7,7 @@ A spec says *what* is computed. *How* it is computed (device, precision, compile
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from rfnlib import checks
 from rfnlib.checks import is_number, is_whole
 from rfnlib.keys import key
 
-RECIPE = 1  # raised when the same spec would, by a change of the code, train another network
+NUMERICS_VERSION = 1  # raised when the same spec would, by a change of the code, train another network
 
 
 class SpecError(ValueError):
@@ -23,6 +24,37 @@ class SpecError(ValueError):
 
 
 require = partial(checks.require, error=SpecError)
+
+
+def _require_whole(owner: Any, low: int, *names: str, optional: bool = False) -> None:
+    """Refuse fields that are not integers of at least `low`, or, where they are optional, None."""
+    for name in names:
+        value = getattr(owner, name)
+        fine = is_whole(value, low) or (optional and value is None)
+        require(fine, f"{name} is {value!r}; give an integer of at least {low}{', or None' if optional else ''}.")
+
+
+def _require_bool(owner: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        require(isinstance(value, bool), f"{name} is {value!r}; give True or False.")
+
+
+def _require_name(owner: Any, *names: str) -> None:
+    """Refuse fields that could not be a part of a file's name."""
+    for name in names:
+        value = getattr(owner, name)
+        plain = isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum()
+        require(plain, f"{name} is {value!r}; give a name of letters, digits, hyphens and underscores.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is made of numbers, strings, truth values, None and tuples."""
+    return is_number(value) or isinstance(value, str | bool | None) or _is_tuple(value, _is_plain)
+
+
+def _is_tuple(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and all(map(of, value))
 
 
 # --- learning-rate schedules: lr(t) with t in epochs, t = 0 at the first step -----------------------
@@ -42,12 +74,12 @@ class Step:
 
     def __post_init__(self) -> None:
         _check(self)
-        object.__setattr__(self, "milestones", tuple(sorted(self.milestones)))
-        require(0 < self.gamma <= 1, f"gamma is {self.gamma}; give a factor in (0, 1].")
-        require(
-            all(m > 0 for m in self.milestones),
-            f"milestones are {self.milestones}; give epochs after 0.",
-        )
+        given = _tuple(self.milestones)
+        fine = _is_tuple(given, _is_positive)
+        require(fine, f"milestones are {self.milestones!r}; give a tuple of epochs after 0.")
+        object.__setattr__(self, "milestones", tuple(sorted(given)))
+        fine = is_number(self.gamma, 0, 1) and self.gamma > 0
+        require(fine, f"gamma is {self.gamma!r}; give a factor in (0, 1].")
 
     def at(self, t: float, epochs: float) -> float:
         reached = sum(t >= m - 1e-9 for m in self.milestones)
@@ -68,7 +100,7 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check(self)
-        require(0 <= self.final <= self.lr, f"final is {self.final}; give a rate in [0, {self.lr}].")
+        require(is_number(self.final, 0, self.lr), f"final is {self.final!r}; give a rate in [0, {self.lr}].")
 
     def at(self, t: float, epochs: float) -> float:
         done = min(max(t - self.warmup, 0.0) / max(epochs - self.warmup, 1e-9), 1.0)
@@ -85,11 +117,10 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         _check(self)
-        require(0 < self.peak < 1, f"peak is {self.peak}; give a fraction of the run in (0, 1).")
-        require(
-            self.start >= 1,
-            f"start is {self.start}; give the divisor of the first rate, at least 1.",
-        )
+        fine = is_number(self.peak) and 0 < self.peak < 1
+        require(fine, f"peak is {self.peak!r}; give a fraction of the run in (0, 1).")
+        fine = is_number(self.start, 1)
+        require(fine, f"start is {self.start!r}; give the divisor of the first rate, at least 1.")
 
     def at(self, t: float, epochs: float) -> float:
         top, low = self.peak * epochs, self.lr / self.start
@@ -108,8 +139,8 @@ class Cyclic:
 
     def __post_init__(self) -> None:
         _check(self)
-        require(self.period > 0, f"period is {self.period}; give a positive number of epochs.")
-        require(0 <= self.low <= self.lr, f"low is {self.low}; give a rate in [0, {self.lr}].")
+        require(_is_positive(self.period), f"period is {self.period!r}; give a positive number of epochs.")
+        require(is_number(self.low, 0, self.lr), f"low is {self.low!r}; give a rate in [0, {self.lr}].")
 
     def at(self, t: float, epochs: float) -> float:
         done = (t % self.period) / self.period
@@ -117,6 +148,7 @@ class Cyclic:
 
 
 Schedule = Step | Cosine | OneCycle | Cyclic
+_SCHEDULES = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
 
 
 def said(schedule: Schedule) -> str:
@@ -137,11 +169,12 @@ def _warm(t: float, warmup: float) -> float:
 
 def _check(schedule: Any) -> None:
     lr, warmup = schedule.lr, getattr(schedule, "warmup", 0.0)
-    require(lr > 0 and math.isfinite(lr), f"lr is {lr}; give a positive learning rate.")
-    require(0 <= warmup < math.inf, f"warmup is {warmup}; give a number of epochs, 0 or more.")
+    require(_is_positive(lr), f"lr is {lr!r}; give a positive learning rate.")
+    require(is_number(warmup, 0), f"warmup is {warmup!r}; give a number of epochs, 0 or more.")
 
 
 # --- minimizers -------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Minimizer:
@@ -173,12 +206,19 @@ class Minimizer:
         start = self.average_from
         fine = start is None or is_number(start, 0)
         require(fine, f"average_from is {start!r}; give an epoch of 0 or more, or None.")
-        options = sorted((str(name), _tuple(value)) for name, value in dict(self.options).items())
-        object.__setattr__(self, "options", tuple(options))
+        given = tuple(self.options.items()) if isinstance(self.options, dict) else _tuple(self.options)
+        fine = _is_tuple(given, _is_option) and len(dict(given)) == len(given)
+        require(fine, f"options are {self.options!r}; give different pairs of a name and a plain value.")
+        object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in given)))
+
+
+def _is_option(pair: Any) -> bool:
+    return _is_tuple(pair, _is_plain) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """`value` with tuples in the place of lists."""
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 # --- adversarial training ---------------------------------------------------------------------------
@@ -212,14 +252,16 @@ class Adversary:
     replay: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.norm in ("linf", "l2"), f"norm is {self.norm!r}; give 'linf' or 'l2'.")
+        require(
+            isinstance(self.norm, str) and self.norm in ("linf", "l2"), f"norm is {self.norm!r}; give 'linf' or 'l2'."
+        )
         most, unit = (1, "a number in (0, 1]") if self.norm == "linf" else (math.inf, "a positive number")
-        fine = _positive(self.eps) and self.eps <= most
+        fine = _is_positive(self.eps) and self.eps <= most
         require(fine, f"eps is {self.eps!r} in {self.norm}; give {unit}, in units of [0, 1] pixels, such as 4/255.")
-        fine = self.step is None or _positive(self.step)
+        fine = self.step is None or _is_positive(self.step)
         require(fine, f"step is {self.step!r}; give a positive number, or None for the usual rule.")
-        require(is_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
-        require(isinstance(self.random_start, bool), f"random_start is {self.random_start!r}; give True or False.")
+        _require_whole(self, 1, "steps")
+        _require_bool(self, "random_start")
         if self.replay is None:
             return
         require(is_whole(self.replay, 1), f"replay is {self.replay!r}; give an integer of at least 1, or None for PGD.")
@@ -242,7 +284,7 @@ class Adversary:
         return self.steps if self.replay is None else 0
 
 
-def _positive(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
@@ -285,64 +327,58 @@ class TrainSpec:
     stem: int = 1
 
     def __post_init__(self) -> None:
-        kind = isinstance(self.minimizer, Minimizer | None)
-        require(kind, f"minimizer is {self.minimizer!r}; give a Minimizer, or None for SGD alone.")
-        kind = isinstance(self.adversary, Adversary | None)
-        require(kind, f"adversary is {self.adversary!r}; give an Adversary, or None for images as they are.")
-        kind = isinstance(self.features, FeatureSet | None)
-        require(kind, f"features is {self.features!r}; give a FeatureSet, or None for the training set itself.")
-        of = self.features.model if self.features else self
-        same = (of.data, of.n_train) == (self.data, self.n_train)
-        require(same, "features are those of a network trained on other images; give both specs one data and n_train.")
-        self._check_others()
+        _require_name(self, "data", "arch")
+        require(
+            isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give one of {', '.join(_SCHEDULES)}."
+        )
+        _require_whole(self, 1, "epochs", "batch", "stem")
+        _require_whole(self, 0, "seed")
+        _require_whole(self, 1, "n_train", "width", optional=True)
+        _require_bool(self, "nesterov", "augment")
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(self, name)
+            require(is_number(value, 0) and value < 1, f"{name} is {value!r}; give a number in [0, 1).")
+        for name in ("weight_decay", "input_penalty"):
+            value = getattr(self, name)
+            require(is_number(value, 0), f"{name} is {value!r}; give a number of 0 or more.")
+        require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
+        for name, kind, default in (
+            ("minimizer", Minimizer, "for SGD alone"),
+            ("adversary", Adversary, "for images as they are"),
+            ("features", FeatureSet, "for the training set itself"),
+            ("start", TrainSpec, "for new weights"),
+            ("witness", TrainSpec, "for the labels"),
+        ):
+            value, a = getattr(self, name), "an" if kind is Adversary else "a"
+            fine = isinstance(value, kind | None)
+            require(fine, f"{name} is {value!r}; give {a} {kind.__name__}, or None {default}.")
         free = self.adversary is not None and self.adversary.replay is not None
         require(
             not (free and self.minimizer),
             f"adversary replays batches (free training) and minimizer is {self.minimizer!r}, whose several passes "
             "would each give another perturbation; give minimizer=None, or an adversary without replay.",
         )
-        require(isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give {_names()}.")
-        for name, low in (("epochs", 1), ("batch", 1), ("seed", 0), ("stem", 1)):
-            value = getattr(self, name)
-            require(is_whole(value, low), f"{name} is {value!r}; give an integer of at least {low}.")
-        for name in ("n_train", "width"):
-            value = getattr(self, name)
-            require(
-                value is None or is_whole(value, 1),
-                f"{name} is {value!r}; give an integer of at least 1, or None.",
-            )
-        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number in [0, 1).")
-        require(
-            0 <= self.weight_decay < math.inf,
-            f"weight_decay is {self.weight_decay}; give 0 or more.",
-        )
-        require(
-            0 <= self.label_smoothing < 1,
-            f"label_smoothing is {self.label_smoothing}; give a number in [0, 1).",
-        )
-        require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
+        self._check_others()
 
     def _check_others(self) -> None:
-        """The runs that this one builds on, and what they are for."""
+        """Refuse runs to build on that do not fit this one."""
+        of = self.features.model if self.features else self
+        same = (of.data, of.n_train) == (self.data, self.n_train)
+        require(same, "features are those of a network trained on other images; give both specs one data and n_train.")
         for name in ("start", "witness"):
             other = getattr(self, name)
-            kind = isinstance(other, TrainSpec | None)
-            require(kind, f"{name} is {other!r}; give the TrainSpec of a run, or None.")
             same = not other or all(getattr(other, on) == getattr(self, on) for on in ("data", "n_train", "features"))
             require(same, f"{name} is trained on other images; give both specs one data, n_train and features.")
         of = self.start
         same = of is None or (of.arch, of.width, of.stem) == (self.arch, self.width, self.stem)
-        require(
-            same, "start is of another architecture, width or stem, and its weights do not fit; give a run of this one."
-        )
-        fine = is_number(self.input_penalty, 0)
-        require(fine, f"input_penalty is {self.input_penalty!r}; give a number of 0 or more.")
+        way_out = "and its weights do not fit; give a run of this one"
+        require(same, f"start is of another architecture, width or stem, {way_out}.")
         fine = not (self.witness and (self.input_penalty or self.label_smoothing))
         require(fine, "a witness takes the place of the labels; leave input_penalty and label_smoothing at 0.")
 
     def key(self) -> str:
         """The name under which everything made from this spec is kept."""
-        return key("train", RECIPE, self)
+        return key("train", NUMERICS_VERSION, self)
 
     def history_key(self, iteration: int, per_epoch: int) -> str:
         """The key of what `iteration` steps of this run depend on.
@@ -353,7 +389,7 @@ class TrainSpec:
         past: Any = self
         if isinstance(self.schedule, Step):
             past = replace(self, epochs=1, schedule=self.schedule.until(iteration / per_epoch))
-        return key("snapshot", RECIPE, past, iteration)
+        return key("snapshot", NUMERICS_VERSION, past, iteration)
 
     @property
     def traits(self) -> list[str]:
@@ -368,7 +404,9 @@ class TrainSpec:
     @property
     def short_name(self) -> str:
         """What a file of this run is called: architecture, schedule, how it is trained, seed."""
-        arch = f"{self.arch}-{f'w{self.width}' if self.width else 'full'}" + (f"-stem{self.stem}" if self.stem > 1 else "")
+        arch = f"{self.arch}-{f'w{self.width}' if self.width else 'full'}" + (
+            f"-stem{self.stem}" if self.stem > 1 else ""
+        )
         at = "-".join(f"{m:g}" for m in getattr(self.schedule, "milestones", ()))
         schedule = f"{type(self.schedule).__name__.lower()}{at}"
         return "-".join([arch, schedule, *self.traits, f"s{self.seed}"])
@@ -404,14 +442,15 @@ class FeatureSet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.method in FEATURES, f"method is {self.method!r}; give one of {', '.join(map(repr, FEATURES))}.")
+        known = isinstance(self.method, str) and self.method in FEATURES
+        require(known, f"method is {self.method!r}; give one of {', '.join(map(repr, FEATURES))}.")
         require(isinstance(self.model, TrainSpec), f"model is {self.model!r}; give the TrainSpec of a network.")
-        require(is_whole(self.steps, 1), f"steps is {self.steps!r}; give an integer of at least 1.")
-        require(_positive(self.step), f"step is {self.step!r}; give a positive number.")
-        ball = self.eps is None if self.method == "inverted" else _positive(self.eps)
+        _require_whole(self, 1, "steps")
+        require(_is_positive(self.step), f"step is {self.step!r}; give a positive number.")
+        ball = self.eps is None if self.method == "inverted" else _is_positive(self.eps)
         wanted = "None, since inversion has no ball" if self.method == "inverted" else "a positive radius"
         require(ball, f"eps is {self.eps!r} with {self.method}; give {wanted}.")
-        require(is_whole(self.seed, 0), f"seed is {self.seed!r}; give an integer of at least 0.")
+        _require_whole(self, 0, "seed")
 
     @property
     def name(self) -> str:
@@ -423,10 +462,6 @@ class FeatureSet:
 FEATURES = ("inverted", "random-label", "next-label")
 
 
-def _names() -> str:
-    return "one of " + ", ".join(c.__name__ for c in (Step, Cosine, OneCycle, Cyclic))
-
-
 def parse(plain: dict[str, Any]) -> TrainSpec:
     """The spec that `describe` wrote.
 
@@ -434,16 +469,16 @@ def parse(plain: dict[str, Any]) -> TrainSpec:
         SpecError: a field this version does not know, or one that is missing or out of range.
     """
     try:
-        kinds = {c.__name__: c for c in (Step, Cosine, OneCycle, Cyclic)}
-        schedule = {k: _tuple(v) for k, v in plain["schedule"].items() if k != "is"}
-        minimizer, adversary, features = (plain.get(k) for k in ("minimizer", "adversary", "features"))
-        built = {
-            "schedule": kinds[plain["schedule"]["is"]](**schedule),
-            "minimizer": Minimizer(**minimizer) if minimizer else None,
-            "adversary": Adversary(**adversary) if adversary else None,
-            "features": FeatureSet(**{**features, "model": parse(features["model"])}) if features else None,
-            **{name: parse(plain[name]) for name in ("start", "witness") if plain.get(name)},
-        }
+        schedule = {k: v for k, v in plain["schedule"].items() if k != "is"}
+        built: dict[str, Any] = {"schedule": _SCHEDULES[plain["schedule"]["is"]](**schedule)}
+        for name, kind in (("minimizer", Minimizer), ("adversary", Adversary)):
+            if plain.get(name) is not None:
+                built[name] = kind(**plain[name])
+        if (features := plain.get("features")) is not None:
+            built["features"] = FeatureSet(**{**features, "model": parse(features["model"])})
+        for name in ("start", "witness"):
+            if plain.get(name) is not None:
+                built[name] = parse(plain[name])
         return TrainSpec(**{**plain, **built})
     except (AttributeError, KeyError, TypeError) as error:
         raise SpecError(f"not a training spec of this version: {error}.") from error

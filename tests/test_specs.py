@@ -362,10 +362,94 @@ def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
     assert 0 <= rate <= schedule.lr * (1 + 1e-12) and math.isfinite(rate)
 
 
+WRONG = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.just(10**400),
+    st.floats(),
+    st.complex_numbers(max_magnitude=9),
+    st.text(max_size=3),
+    st.sampled_from(
+        ["0.9", "no", "SAM", "../up", b"1", (), [], {}, [1.0], ["a"], (("a",),), {"a": object()}, object(), len, int]
+    ),
+    st.sampled_from([Step(), Minimizer("SAM", 0.1), Adversary("l2", 0.5), Step, [Step()]]),
+)
+EXAMPLES = [
+    *(kind() for kind in SCHEDULES),
+    Minimizer("GNP", 0.1, options=(("alpha", 2.0),)),
+    Adversary("l2", 0.5),
+    built(),
+    built("next-label", eps=0.5),
+    spec(),
+]
+FIELDS = [(one, f.name) for one in EXAMPLES for f in fields(one)]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.sampled_from(FIELDS), WRONG)
+@example((spec(), "augment"), "no")
+@example((spec(), "data"), [])
+@example((spec(), "momentum"), "0.9")
+def test_any_value_of_any_field_is_a_spec_that_works_or_a_spec_error(field, value):
+    """augment="no" used to count as true, data=[] to be accepted, and momentum="0.9" to end in a TypeError."""
+    one, name = field
+    try:
+        changed = replace(one, **{name: value})
+    except SpecError as error:
+        assert str(error).endswith(".") and "\n" not in str(error)
+        return
+    place = {Minimizer: "minimizer", Adversary: "adversary", FeatureSet: "features"}
+    whole = changed if isinstance(changed, TrainSpec) else None
+    if not whole:
+        model = changed.model if isinstance(changed, FeatureSet) else spec()
+        kind = place.get(type(changed), "schedule")
+        whole = replace(spec(), data=model.data, n_train=model.n_train, **{kind: changed})
+    again = parse(json.loads(json.dumps(whole.describe(), allow_nan=False)))
+    assert again == whole and again.key() == whole.key() and again.traits == whole.traits
+    if kind_of(value) is not kind_of(getattr(one, name)):
+        assert allowed(one, name, value), f"{type(one).__name__}.{name} takes {value!r}"
+
+
+def kind_of(value) -> type:
+    numbers = isinstance(value, int | float) and not isinstance(value, bool)
+    return float if numbers else tuple if isinstance(value, list | dict) else type(value)
+
+
+def allowed(one, name: str, value) -> bool:
+    """Whether a field may hold another kind of value than it does in `one`."""
+    hint = type(one).__annotations__[name]
+    return {type(None): "None" in hint, float: "float" in hint or "int" in hint}.get(
+        kind_of(value), type(value).__name__ in hint or hint.startswith("Schedule")
+    )
+
+
+@pytest.mark.parametrize("damage", [{"minimizer": 0}, {"features": []}, {"start": ""}, {"adversary": False}], ids=str)
+def test_a_false_part_of_a_description_is_not_taken_for_none(damage):
+    with pytest.raises(SpecError):
+        parse({**spec().describe(), **damage})
+
+
+@pytest.mark.parametrize("plain", [None, [], "spec", 3, {}, {"schedule": {"is": []}}, {1: 2, **spec().describe()}])
+def test_what_is_no_description_is_a_spec_error(plain):
+    with pytest.raises(SpecError):
+        parse(plain)
+
+
 @pytest.mark.parametrize(
     "make, named",
     [
         (lambda: Step(lr=0), "lr is 0;"),
+        (lambda: Step(lr="0.1"), "lr is '0.1'; give a positive learning rate."),
+        (lambda: Step(milestones=3), "milestones are 3; give a tuple of epochs after 0."),
+        (lambda: Step(milestones=("3",)), "milestones are ('3',);"),
+        (lambda: spec(augment="no"), "augment is 'no'; give True or False."),
+        (lambda: spec(nesterov=1), "nesterov is 1; give True or False."),
+        (lambda: spec(data=[]), "data is []; give a name"),
+        (lambda: spec(arch="x/../../../esc"), "arch is 'x/../../../esc'; give a name of letters, digits, hyphens"),
+        (lambda: spec(momentum="0.9"), "momentum is '0.9'; give a number in [0, 1)."),
+        (lambda: Minimizer("SAM", 0.1, options="alpha"), "options are 'alpha'; give different pairs"),
+        (lambda: Minimizer("SAM", 0.1, options=(("a", len),)), "options are (('a', <built-in function len>),)"),
         (lambda: Cosine(lr=math.nan), "lr is nan;"),
         (lambda: OneCycle(lr=math.inf), "lr is inf;"),
         (lambda: Cyclic(lr=-0.1), "lr is -0.1;"),
@@ -394,7 +478,7 @@ def test_a_rate_is_never_negative_and_never_above_lr(schedule, epochs, part):
         (lambda: spec(nesterov=True, momentum=0), "nesterov"),
         (lambda: spec(features="D_R"), "features is 'D_R';"),
         (lambda: spec(features=built(), n_train=77), "features are those of a network trained on other images;"),
-        (lambda: spec(start="last"), "start is 'last'; give the TrainSpec of a run, or None."),
+        (lambda: spec(start="last"), "start is 'last'; give a TrainSpec, or None for new weights."),
         (lambda: spec(witness=Step()), "witness is Step("),
         (lambda: spec(start=spec(data="cifar10")), "start is trained on other images;"),
         (lambda: spec(start=spec(n_train=77)), "start is trained on other images;"),
