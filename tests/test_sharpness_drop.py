@@ -160,7 +160,14 @@ def test_the_plan_measures_the_judged_runs_before_those_that_wait_for_a_choice()
 
 def test_both_studies_of_a_tiny_scale_end_to_end(tmp_path):
     scale = replace(
-        TINY, seeds=(0,), decays=(1,), standard=(1, 2), fine=(0.5,), rhos=(0.05, 0.2), sharpness=probes.Sharpness(20)
+        TINY,
+        surrogates=(scales.Arch("cnn", 4),),
+        seeds=(0,),
+        decays=(1,),
+        standard=(1, 2),
+        fine=(0.5,),
+        rhos=(0.05, 0.2),
+        sharpness=probes.Sharpness(20, tol=0.5, products=4, probes=2, deflate=1),
     )
     folders = {"records_dir": tmp_path / "r", "cache_dir": tmp_path / "c", "weights_dir": tmp_path / "w"}
     made = sharpness_drop.measure(Lab(scale, "run", device="cpu", **folders))
