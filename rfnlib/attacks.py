@@ -5,6 +5,7 @@ A technique is a setting of `IterativeAttack`, and a named attack one line that 
 
 >>> attack = MI() | DI() | TI()
 >>> adversarial = attack(surrogate, images, labels)
+>>> for adversarial, labels in attack.over(surrogate, loader): ...  # an epoch, with progress
 
 ==============  ==========================================  =================================================
 attack          what it sets                                source
@@ -87,7 +88,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{k ≠ y} z_k − z_y, positive where the image is fooled (Carlini & Wagner 2017, S&P)."""
+    """max_{k ≠ y} z_k − z_y, positive where the image is fooled (Carlini & Wagner 2017, S&P).
+
+    >>> margin(torch.tensor([[1.0, 4.0, 2.0]]).expand(2, 3), torch.tensor([1, 0]))
+    tensor([-2.,  3.])
+    """
     true = F.one_hot(labels, logits.shape[1]).bool()
     return logits.masked_fill(true, -math.inf).amax(1) - logits.gather(1, labels[:, None])[:, 0]
 
@@ -99,6 +104,9 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     largest logit, and the margin itself where these three are equal. Needs three classes. Targeted, it is this with
     the sign turned, for only the wanted class is known, and not Croce & Hein's targeted loss, which needs the true
     one too.
+
+    >>> dlr(torch.tensor([[1.0, 4.0, 2.0]]).expand(2, 3), torch.tensor([1, 0]))
+    tensor([-0.6667,  1.0000])
     """
     require(logits.shape[1] >= 3, f"the dlr loss needs 3 classes, the surrogate has {logits.shape[1]}; use 'margin'.")
     top = logits.topk(3, dim=1).values
