@@ -94,6 +94,8 @@ def write(record: Record, folder: Path) -> Record:
         BadRecord: the file that is there is not to be trusted.
     """
     path = folder / record.name
+    if path.parent != folder or not record.kind.isidentifier():
+        raise BadRecord(f"a record is not written to {path}; give a kind and a spec whose names can be those of files.")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # several processes may know of rows of one measurement
         if path.exists():
