@@ -166,7 +166,8 @@ class Pace:
         model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape)).train()
         n = 4
         while True:
-            x = torch.rand(n, *shape, device=how.device).contiguous(memory_format=how.layout)
+            x = torch.rand(n, *shape, device=how.device)
+            x = x.contiguous(memory_format=torch.channels_last) if how.channels_last else x
             taken = min(_step_seconds(how, model, x) for _ in range(2))  # the first time is not typical
             if n >= scale.batch or taken * scale.batch / n > 1.0:
                 return taken / n

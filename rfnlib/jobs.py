@@ -22,6 +22,7 @@ from rfnlib import studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
+from rfnlib.progress import duration
 from rfnlib.workers import Place, cluster, measure
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -247,15 +248,3 @@ class _Run:
         at_work = "; ".join(f"{t.m.label} ({len(t.epochs)} of {t.lacking})" for t in self.running.values())
         left, n = self.todo.seconds(), max(1, sum(self.client.nthreads().values()))
         self.say(f"  about {duration(left / n)} to go on {n} worker{'s' * (n != 1)}, now at: {at_work}")
-
-
-def duration(seconds: float) -> str:
-    """For people: seconds, minutes or hours.
-
-    >>> duration(42), duration(600), duration(86400)
-    ('42 s', '10.0 min', '24.0 h')
-    """
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -138,7 +138,7 @@ def _client(address: SpecCluster | str) -> Client:
     try:
         return Client(address, timeout=30, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {address} ({error}); give one as tcp://10.0.0.1:8786.") from error
+        raise ValueError(f"no Dask scheduler answers at {address} ({error}); give tcp://HOST:PORT of one.") from error
 
 
 def end(local: SpecCluster) -> None:
