@@ -12,7 +12,7 @@ import json
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,9 +121,10 @@ class Todo:
         """What all that is missing would take one worker, one unit after the other."""
         return self.pace.seconds(unit for name, unit in self._units.items() if name not in self.ledger.done)
 
-    def report(self, failed: dict[str, str], in_time: bool) -> Report:
+    def report(self, failed: Mapping[Measurement, str], in_time: bool) -> Report:
         """How things stand."""
-        return Report(len(self.plan), len(self.plan) - len(self.missing), failed, in_time)
+        why = {m.label: reason for m, reason in failed.items()}
+        return Report(len(self.plan), len(self.plan) - len(self.missing), why, in_time)
 
 
 @dataclass
@@ -146,7 +147,7 @@ class _Run:
         self.place, self.topic = Place.of(todo.lab), f"rfnlib-{uuid.uuid4().hex}"
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.running: dict[str, _Task] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[Measurement, str] = {}
         self.in_time, self.said = True, time.monotonic()
 
     def go(self) -> Report:
@@ -189,7 +190,7 @@ class _Run:
         busy = [name for task in self.running.values() for name in task.units]
         at_work = {task.m for task in self.running.values()}
         for m, units in self.todo.ready(busy):
-            if m not in at_work and m.label not in self.failed:
+            if m not in at_work and m not in self.failed:
                 yield m, units
 
     def _row(self, text: str) -> None:
@@ -235,7 +236,7 @@ class _Run:
             ) from error
         if not isinstance(error, FloatingPointError):
             raise error
-        self.failed[task.m.label] = str(error)
+        self.failed[task.m] = str(error)
         self.todo.done(task.m, task.epochs)
         self.say(f"FAILED {task.m.label}: {error}")
 

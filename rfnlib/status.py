@@ -30,7 +30,12 @@ def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) ->
 
     Args:
         claims: only what these need; None: everything.
+
+    Raises:
+        LookupError: a claim that no study judges.
     """
+    for claim in claims or ():
+        studies.of(claim)
     ledger, pace = Ledger(lab), Pace(lab)
     lines = list(_measurements(lab, ledger, claims) if long else _studies(lab, ledger, claims))
     units: dict[str, Unit] = {}
