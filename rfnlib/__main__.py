@@ -13,8 +13,8 @@ from typing import Any
 from rfnlib import __version__, scales
 
 DONE, FAILED, REFUSED, OUT_OF_TIME, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
-CODES = """exit status: 0 all is done; 1 a notebook or a measurement failed; 2 refused, or wrong usage: one line says why;
-3 the budget is used up: the same command goes on; 130 after Ctrl-C and 143 after SIGTERM: likewise"""
+CODES = """exit status: 0 all is done; 1 a notebook or a measurement failed; 2 refused, or wrong usage: one line says
+why; 3 the budget is used up: the same command goes on; 130 after Ctrl-C and 143 after SIGTERM: likewise"""
 
 
 class Terminated(KeyboardInterrupt):

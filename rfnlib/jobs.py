@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from rfnlib import studies
+from rfnlib import files, studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
@@ -74,6 +74,8 @@ def run(
     todo = Todo(lab, claims)
     if not todo.missing:
         return todo.report({}, True)
+    for folder in (lab.folder, lab.weights):
+        files.sweep(folder)
     with cluster(workers, scheduler, lab.device) as client:
         return _Run(todo, client, stop, say).go()
 
