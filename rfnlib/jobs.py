@@ -12,16 +12,17 @@ import json
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from rfnlib import studies
+from rfnlib import files, studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
+from rfnlib.progress import duration
 from rfnlib.workers import Place, cluster, measure
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -73,6 +74,8 @@ def run(
     todo = Todo(lab, claims)
     if not todo.missing:
         return todo.report({}, True)
+    for folder in (lab.folder, lab.weights):
+        files.sweep(folder)
     with cluster(workers, scheduler, lab.device) as client:
         return _Run(todo, client, stop, say).go()
 
@@ -120,9 +123,10 @@ class Todo:
         """What all that is missing would take one worker, one unit after the other."""
         return self.pace.seconds(unit for name, unit in self._units.items() if name not in self.ledger.done)
 
-    def report(self, failed: dict[str, str], in_time: bool) -> Report:
+    def report(self, failed: Mapping[Measurement, str], in_time: bool) -> Report:
         """How things stand."""
-        return Report(len(self.plan), len(self.plan) - len(self.missing), failed, in_time)
+        why = {m.label: reason for m, reason in failed.items()}
+        return Report(len(self.plan), len(self.plan) - len(self.missing), why, in_time)
 
 
 @dataclass
@@ -145,7 +149,7 @@ class _Run:
         self.place, self.topic = Place.of(todo.lab), f"rfnlib-{uuid.uuid4().hex}"
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.running: dict[str, _Task] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[Measurement, str] = {}
         self.in_time, self.said = True, time.monotonic()
 
     def go(self) -> Report:
@@ -188,7 +192,7 @@ class _Run:
         busy = [name for task in self.running.values() for name in task.units]
         at_work = {task.m for task in self.running.values()}
         for m, units in self.todo.ready(busy):
-            if m not in at_work and m.label not in self.failed:
+            if m not in at_work and m not in self.failed:
                 yield m, units
 
     def _row(self, text: str) -> None:
@@ -234,7 +238,7 @@ class _Run:
             ) from error
         if not isinstance(error, FloatingPointError):
             raise error
-        self.failed[task.m.label] = str(error)
+        self.failed[task.m] = str(error)
         self.todo.done(task.m, task.epochs)
         self.say(f"FAILED {task.m.label}: {error}")
 
@@ -247,15 +251,3 @@ class _Run:
         at_work = "; ".join(f"{t.m.label} ({len(t.epochs)} of {t.lacking})" for t in self.running.values())
         left, n = self.todo.seconds(), max(1, sum(self.client.nthreads().values()))
         self.say(f"  about {duration(left / n)} to go on {n} worker{'s' * (n != 1)}, now at: {at_work}")
-
-
-def duration(seconds: float) -> str:
-    """For people: seconds, minutes or hours.
-
-    >>> duration(42), duration(600), duration(86400)
-    ('42 s', '10.0 min', '24.0 h')
-    """
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

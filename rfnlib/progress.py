@@ -52,3 +52,15 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds, minutes or hours.
+
+    >>> duration(42), duration(600), duration(86400)
+    ('42 s', '10.0 min', '24.0 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"

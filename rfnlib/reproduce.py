@@ -1,4 +1,4 @@
-"""Run the notebooks headlessly and strictly, and account for every one.
+"""Compute what the notebooks need, on all cores, then run them headlessly and strictly, and account for every one.
 
 Papermill is permissive: a misspelt parameter is a warning, a cell may run for ever, `sys.exit(0)`
 is success. `reproduce` refuses what it does not know before anything runs, bounds every cell, and
@@ -9,28 +9,33 @@ re-executes the committed notebooks in place, with the parameters that they are 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import nbformat
+from filelock import FileLock, Timeout
 
 from rfnlib import paths
 
+if TYPE_CHECKING:
+    from rfnlib.scales import Scale
+
 PARAMETERS = ("mode", "scale", "seeds", "device")
 MODES = ("replay", "run")
-# Scales that keep to `build/<scale>` and start from nothing, because what they show is that
-# everything computes. The others add to the project's own records, which are there to be committed.
-SELF_CONTAINED = ("smoke",)
+FINISHED = "finished"  # lies in a folder whose notebooks have all been run
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 VERDICT = re.compile(r"^C\d+[a-z]?:.*$", re.MULTILINE)
@@ -58,35 +63,41 @@ def reproduce(
     device: str = "auto",
     out: Path | str | None = None,
     records: Path | str | None = None,
-    timeout: float = 3600,
+    timeout: float | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    anew: bool = False,
 ) -> int:
-    """Execute the notebooks in numeric order at `scale`, then print verdicts and costs.
+    """Compute what the notebooks' claims need, execute the notebooks in numeric order, then print verdicts and costs.
 
-    A notebook that fails is named with its cell, and the rest still run. Executed notebooks, their
-    logs and figures go to `out`. The smoke scale also has its records and its cache there and
-    starts without any; other scales use the project's.
+    A notebook that fails is named with its cell, and the rest still run. Executed notebooks, their logs and figures go
+    to `out`. A scale that is `apart` also has its records, weights and cache there: what it shows is that everything
+    computes, so it begins with none, unless the last time was cut short: then it goes on.
 
     Args:
-        scale: one of `rfnlib.scales`: "smoke", "laptop", "paper".
+        scale: a name in `rfnlib.scales`.
         mode: "run" computes what is missing, "replay" only draws what is recorded.
         only: numbers or beginnings of names ("02"); all notebooks when None.
         seeds: of the surrogates; None: the scale's.
         device: "auto", "cpu" or "cuda".
         out: `build/<scale>` of the checkout when None.
         records: where records are read and written, if not where the scale has them.
-        timeout: the most seconds that one cell may take.
+        timeout: the most seconds that one cell may take; None: the scale's.
+        workers, scheduler: who computes, see `rfnlib.workers.cluster`.
+        anew: empty `build/<scale>` first, though the last time was cut short.
 
     Returns:
         0 when every notebook ran to its end, else 1: an exit status.
 
     Raises:
         ValueError: before anything runs, for an unknown scale or mode, a parameter that a
-            notebook does not have, a value of another type than the notebook's own, or an `only`
-            that matches nothing.
+            notebook does not have, a value of another type than the notebook's own, an `only`
+            that matches nothing, or a folder that another process is at work in.
     """
     from rfnlib import scales  # here, so that the process that runs one notebook stays small
 
-    seeds = scales.get(scale).seeds if seeds is None else seeds
+    wanted = scales.get(scale)
+    seeds = wanted.seeds if seeds is None else seeds
     seeds = list(seeds) if isinstance(seeds, tuple | range) else seeds
     given = {"mode": mode, "scale": scale, "seeds": seeds, "device": device}
     notebooks = find_notebooks(only)
@@ -94,21 +105,80 @@ def reproduce(
         check_parameters(notebook, given)
 
     folder = Path(out).resolve() if out else paths.root() / "build" / scale
-    if out is None and only is None and mode == "run" and scale in SELF_CONTAINED:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = _environment(scale, folder, records)
-
-    results = []
-    for number, notebook in enumerate(notebooks, 1):
-        print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
-        result = _execute(notebook, given, folder, int(timeout), environment)
-        print(_in_short(result), flush=True)
-        results.append(result)
+    with _alone(folder):
+        again = wanted.apart and only is None and mode == "run" and (folder / FINISHED).exists()
+        if out is None and (anew or again):  # nobody's folder but ours is emptied
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        moved = _folders(wanted.apart, folder, records)
+        if mode == "run":
+            _fill(wanted, notebooks, seeds, device, moved, workers, scheduler)
+        # Networks as small as those of a scale apart lose by sharing their work, most of all beside others.
+        usual = {"OMP_NUM_THREADS": "1"} if wanted.apart else {}
+        environment = {**usual, **os.environ, **{f"RFN_{name.upper()}": str(path) for name, path in moved.items()}}
+        results = []
+        for number, notebook in enumerate(notebooks, 1):
+            print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
+            result = _execute(notebook, given, folder, int(timeout or wanted.cell_timeout), environment)
+            print(_in_short(result), flush=True)
+            results.append(result)
+        if only is None:
+            (folder / FINISHED).touch()
     complete = sum(not result.error for result in results)
     print(f"\n{_table(results)}\n")
     print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {_shown(folder)}/")
     return 0 if complete == len(notebooks) else 1
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep `folder` from other processes that reproduce.
+
+    Raises:
+        ValueError: one is at work there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is at work in {_shown(folder)}/ and would lose what it has there; wait until it ends."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _folders(apart: bool, folder: Path, records: Path | str | None) -> dict[str, Path]:
+    """Where `rfnlib.paths` is to send what notebooks and workers write, by the name of the kind."""
+    moved = {"figures": folder / "figures"}
+    if apart:
+        moved |= {name: folder / name for name in ("records", "cache", "weights")}
+    if records is not None:
+        moved["records"] = Path(records).resolve()
+    return moved
+
+
+def _fill(
+    scale: Scale,
+    notebooks: Sequence[Path],
+    seeds: Sequence[int],
+    device: str,
+    moved: Mapping[str, Path],
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    """Record what the claims of `notebooks` need. What cannot be computed their cells will tell."""
+    from rfnlib import jobs, studies
+    from rfnlib.lab import Lab
+
+    shown = {notebook.stem for notebook in notebooks}
+    claims = [claim for study in studies.STUDIES if study.NOTEBOOK in shown for claim in study.CLAIMS]
+    if claims:
+        own = {f"{name}_dir": moved[name] for name in ("records", "cache", "weights") if name in moved}
+        jobs.run(Lab(scale, "run", seeds, device, **own), claims=claims, workers=workers, scheduler=scheduler)
 
 
 def refresh(only: str | Sequence[str] | None = None) -> None:
@@ -218,17 +288,6 @@ def _type(value: Any) -> str:
     return type(value).__name__
 
 
-def _environment(scale: str, folder: Path, records: Path | str | None) -> dict[str, str]:
-    """What the kernels inherit: above all, where `rfnlib.paths` sends what they write."""
-    moved, usual = {"RFN_FIGURES": folder / "figures"}, {}
-    if scale in SELF_CONTAINED:
-        usual = {"OMP_NUM_THREADS": "1"}  # networks this small lose by sharing their work, most of all beside others
-        moved |= {"RFN_RECORDS": folder / "records", "RFN_CACHE": folder / "cache"}
-    if records is not None:
-        moved["RFN_RECORDS"] = Path(records).resolve()
-    return {**usual, **os.environ, **{name: str(path) for name, path in moved.items()}}
-
-
 def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]) -> Result:
     """Run one notebook in a process of its own, and read what happened from what it wrote."""
     target, log = folder / notebook.name, folder / f"{notebook.stem}.log"
@@ -256,12 +315,31 @@ def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: in
 
 
 def _call(command: Sequence[str], env: Mapping[str, str], sink: IO[str]) -> int:
-    with subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT) as child:
+    # The child ends when its standard input does: also when this process is killed.
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT) as child:
         try:
             return child.wait()
-        except KeyboardInterrupt:
-            child.wait(timeout=30)  # the same Ctrl-C reached it, and it is stopping its kernel
+        except KeyboardInterrupt:  # or SIGTERM: see `__main__`
+            child.terminate()  # it stops its kernel
+            try:
+                child.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                child.kill()
             raise
+
+
+def _stop_with_parent() -> None:
+    """SIGTERM stops this process and its kernel, and so does the end of the one that started it."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_one(source: str, target: str, parameters: dict[str, Any], timeout: int) -> None:
@@ -365,4 +443,5 @@ def _shown(path: Path) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("This runs one notebook for `python -m rfnlib reproduce`: call that.")
+    _stop_with_parent()
     _run_one(**json.loads(sys.argv[1]))

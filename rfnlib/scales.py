@@ -144,6 +144,7 @@ class Scale:
             `fine` and `judged_after`, at which claims C2 and C3 are judged.
         sharp_every: sharpness is measured every so many epochs, and around decays.
         cell_timeout: the most seconds that a cell of a notebook may take.
+        apart: `reproduce` keeps its records and cache out of the project's and begins without any.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Scale:
     fine: tuple[float, ...] = (0.25, 0.5)
     judged_after: float = 1.0
     cell_timeout: int = 3600
+    apart: bool = False
 
     # --- training runs ---
 
@@ -311,6 +313,7 @@ SMOKE = Scale(
     other_eps=(20 / 255,),
     fine=(0.5,),
     cell_timeout=300,
+    apart=True,
 )
 
 LAPTOP = Scale(

@@ -22,6 +22,7 @@ from typing import Any
 import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
+from distributed.core import Status
 from distributed.worker import thread_state
 
 from rfnlib import records
@@ -138,13 +139,13 @@ def _client(address: SpecCluster | str) -> Client:
     try:
         return Client(address, timeout=30, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {address} ({error}); give one as tcp://10.0.0.1:8786.") from error
+        raise ValueError(f"no Dask scheduler answers at {address} ({error}); give tcp://HOST:PORT of one.") from error
 
 
 def end(local: SpecCluster) -> None:
     """Kill the processes of `local`, whatever they do: what they have finished is on disk."""
     for nanny in local.workers.values():
-        nanny.auto_restart = False
+        nanny.status = Status.closing_gracefully  # else it starts another one
         child = getattr(nanny.process, "process", None)
         if child is not None and child.pid:
             with contextlib.suppress(ProcessLookupError):

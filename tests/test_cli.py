@@ -6,49 +6,49 @@ import sys
 from dataclasses import replace
 
 import pytest
+from scenes import TINY
 
+import rfnlib
 from rfnlib import __main__ as cli
-from rfnlib import paths, readme, scales
-from rfnlib.specs import Adversary
+from rfnlib import paths, readme, scales, studies
+from rfnlib.measurements import At, Measurement
+from rfnlib.specs import Step
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Records and snapshots of their own, and a smoke scale cut down to seconds."""
-    monkeypatch.setenv("RFN_RECORDS", str(tmp_path / "records"))
-    monkeypatch.setenv("RFN_CACHE", str(tmp_path / "cache"))
-    tiny = replace(
-        scales.SMOKE, n_train=200, surrogates=(("cnn", 4),), epochs=2, decays=(1,), standard=(1,), cycle=1,
-        targets=(
-            scales.Target("cnn", 4), scales.Target("cnn", 6, "validation"),
-            scales.Target("cnn", 4, "robust", Adversary("l2", 0.5, steps=1)),
-        ), target_epochs=1, rivals=replace(scales.SMOKE.rivals, techniques=("DI",)),
-        test_images=20, validation_images=10, accuracy_images=50, fine=(), judged_after=0.5,
-        sharpness=scales.SharpnessProbe(images=8, products=3, probes=2, deflate=1),
-        checks=scales.RobustnessProbe(images=20, budgets=(("l2", 0.25),), steps=1, restarts=1),
-    )  # fmt: skip
-    monkeypatch.setitem(scales.SCALES, "smoke", tiny)
+    """Folders of their own, and a smoke scale and a plan cut down to seconds: its targets, attacked networks of one."""
+    for name in ("records", "cache", "weights"):
+        monkeypatch.setenv(f"RFN_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setitem(scales.SCALES, "smoke", replace(TINY, name="smoke"))
+
+    def plan(lab, claims=None):
+        for claim in claims or ():
+            studies.of(claim)
+        m = Measurement(lab.scale.surrogate(Step(0.05), 0), At(lab.scale.transfer, (1.0, 2.0)))
+        return [*m.needs(lab.scale), m] if claims != () else m.needs(lab.scale)
+
+    monkeypatch.setattr(studies, "plan", plan)
     return tmp_path
 
 
 def test_run_fills_in_what_status_calls_missing(elsewhere, capsys):
-    assert cli.main(["status", "--scale", "smoke"]) == 0
-    before = capsys.readouterr().out
-    found = re.search(r"(\d+) of \1 measurements are incomplete; about [\d.]+ min here", before)
-    assert found, before
-    assert cli.main(["run", "--scale", "smoke", "--device", "cpu"]) == 0
-    said = re.search(r"All (\d+) measurements of smoke scale are recorded.", capsys.readouterr().out)
-    assert int(said[1]) > int(found[1]), "what depends on a choice was not known before"
-    assert cli.main(["status", "--scale", "smoke"]) == 0
-    assert f"0 of {said[1]} measurements are incomplete." in capsys.readouterr().out
+    def status(*more: str) -> list[list[str]]:
+        assert cli.main(["status", "--scale", "smoke", "--device", "cpu", *more]) == cli.DONE
+        return [line.rsplit(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
 
+    head, pilots, *others, total, words = status()
+    assert head == ["rows", "recorded", "missing", "about"]
+    assert pilots[:4] == ["targets, pilots", "3", "0", "3"] and total[:4] == ["all", "5", "0", "5"]
+    assert [o[2:4] for o in others] == [["0", "2"], *[["0", "0"]] * (len(others) - 1)], "each is counted once"
+    assert "passes of an image are left" in " ".join(words)
+    assert len(status("--all")) == 1 + 4 + 2
 
-def test_a_budget_too_small_stops_in_time_keeps_what_is_done_and_goes_on_later(elsewhere, capsys):
-    assert cli.main(["run", "--scale", "smoke", "--budget", "0s"]) == 0
-    assert "Out of time" in capsys.readouterr().out
-    assert list((elsewhere / "cache").rglob("*.safetensors")), "the work done before stopping is kept"
-    assert cli.main(["run", "--scale", "smoke"]) == 0
-    assert re.search(r"All \d+ measurements", capsys.readouterr().out)
+    assert cli.main(["run", "--scale", "smoke", "--device", "cpu", "--budget", "0s"]) == cli.OUT_OF_TIME
+    assert "Out of time: 0 of 4 measurements are complete; the same command goes on" in capsys.readouterr().out
+    assert cli.main(["run", "--scale", "smoke", "--device", "cpu", "--workers", "1"]) == cli.DONE
+    assert "All 4 measurements of smoke scale are recorded." in capsys.readouterr().out
+    assert status()[-1] == ["all", "5", "5", "0"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,10 @@ def test_a_budget_too_small_stops_in_time_keeps_what_is_done_and_goes_on_later(e
     [
         (["run", "--scale", "labtop"], "scale is 'labtop'; give one of 'smoke', 'laptop', 'paper'."),
         (["status", "--device", "tpu"], "device is 'tpu'; give one of 'auto', 'cpu', 'cuda'."),
-        (["data", "cifar1"], "no data set 'cifar1'"),
+        (["data", "svhn"], "no data set 'svhn'"),
+        (["run", "--only", "C99"], "no study judges 'C99'"),
+        (["status", "--only", "C99"], "no study judges 'C99'"),
+        (["run", "--scheduler", "nowhere"], "no Dask scheduler answers at nowhere"),
         (["reproduce", "--scale", "huge"], "scale is 'huge'"),
     ],
 )
@@ -67,12 +70,24 @@ def test_a_bad_value_is_one_sentence_and_changes_nothing(arguments, sentence, el
     assert not any(elsewhere.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["run", "--budget", "soon"], ["run", "--seeds", "0;1"], ["fly"]])
+@pytest.mark.parametrize("arguments", ["run --budget soon", "run --workers 0", "run --seeds 0;1", "fly"])
 def test_a_malformed_option_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        cli.main(arguments.split())
     assert stop.value.code == 2
     assert "write it as" in (said := capsys.readouterr().err) or "invalid choice" in said
+
+
+def test_the_version_and_the_exit_codes_are_told(capsys):
+    for asked, told in (("--version", f"rfnlib {rfnlib.__version__}"), ("run --help", "3 the budget is used up")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(asked.split())
+        assert stop.value.code == 0 and told in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_data_set_that_is_there_is_called_by_its_name(capsys):
+    assert cli.main(["data", "digits"]) == cli.DONE
+    assert capsys.readouterr().out.startswith("digits is there: 1297 training and 500 test images")
 
 
 def test_durations_are_seconds():

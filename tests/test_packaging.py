@@ -29,7 +29,7 @@ FLOORS = (
     {"adversaries", "objectives", "training", "transfer", "intervals"},
     {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
     {"claims", "findings", "rivalry", "plots"},
-    {"reproduce", "bench", "readme", "__main__", "__init__"},
+    {"reproduce", "bench", "readme", "preregistration", "__main__", "__init__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+from filelock import FileLock
 
 from rfnlib import paths
-from rfnlib.reproduce import KERNELSPEC, check_parameters, find_notebooks, refresh, reproduce
+from rfnlib.reproduce import FINISHED, KERNELSPEC, check_parameters, find_notebooks, refresh, reproduce
 
 PARAMETERS = 'mode = "replay"  # replay | run\nscale = "laptop"\nseeds = [0, 1]\ndevice = "auto"'
 
@@ -51,6 +58,7 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
     stale = tmp_path / "build" / "smoke" / "records" / "old.json"
     stale.parent.mkdir(parents=True)
     stale.touch()
+    (tmp_path / "build" / "smoke" / FINISHED).touch()
 
     assert reproduce("smoke", seeds=[3], device="cpu", timeout=3) == 1
 
@@ -69,9 +77,64 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
     assert float(rows[1][3]) > float(rows[-1][3]) + 250  # peak memory is of one notebook alone
     assert "C1b: does not hold, by far" in table and "no verdict" not in table
     assert "2 of 5 notebooks ran to their end" in said
-    assert not stale.exists(), "smoke must start from nothing"
+    assert not stale.exists(), "a finished smoke starts from nothing"
     executed = {path.stem for path in (tmp_path / "build" / "smoke").glob("*.ipynb")}
     assert executed == set(names)
+
+
+def test_what_was_cut_short_goes_on_and_what_was_finished_starts_anew(folder, tmp_path):
+    write(folder, "01_one.ipynb", "pass")
+    left = tmp_path / "build" / "smoke" / "records" / "old.json"
+
+    def again(**how) -> bool:
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        assert reproduce("smoke", device="cpu", **how) == 0
+        return left.exists()
+
+    assert again(), "the first was cut short"
+    assert again(only="01"), "a part of all is no new beginning"
+    assert not again()
+    (tmp_path / "build" / "smoke" / FINISHED).unlink()
+    assert not again(anew=True)
+
+
+def test_a_second_one_in_the_same_folder_is_refused_and_takes_nothing(folder, tmp_path):
+    write(folder, "01_one.ipynb", "pass")
+    theirs = tmp_path / "build" / "smoke" / "records" / "theirs.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    with FileLock(tmp_path / "build" / ".smoke.lock"):
+        with pytest.raises(ValueError, match="another process is at work in .*smoke/") as refusal:
+            reproduce("smoke", device="cpu", anew=True)
+    assert theirs.exists() and "\n" not in str(refusal.value)
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from rfnlib import paths
+paths.root = lambda: Path(sys.argv[1])
+from rfnlib.__main__ import main
+sys.exit(main(["reproduce", "--scale", "laptop", "--mode", "replay"]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [("SIGTERM", 143), ("SIGKILL", -9)])
+def test_who_is_ended_ends_papermill_and_its_kernel(sent, status, folder, tmp_path):
+    begun = tmp_path / "begun"
+    write(folder, "01_endless.ipynb", f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)")
+    known = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], env=known, stderr=subprocess.PIPE) as run:
+        while not begun.exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        theirs = psutil.Process(run.pid).children(recursive=True)
+        assert any("ipykernel" in " ".join(p.cmdline()) for p in theirs)
+        run.send_signal(getattr(signal, sent))
+        said = run.communicate(timeout=60)[1].decode()
+    assert run.returncode == status, said
+    assert not psutil.wait_procs(theirs, timeout=30)[1], "orphans"
 
 
 def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_path, capsys):

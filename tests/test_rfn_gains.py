@@ -3,12 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from scenes import TINY
 from scipy import stats
 from synthetic import FakeLab
 from test_pilots import SCALE, peaked
 
 from rfnlib.intervals import interval
-from rfnlib.lab import MissingRecord
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import by_seed
 from rfnlib.plots import rfn_gains as figures
 from rfnlib.scales import Arch
 from rfnlib.studies import pilots, rfn_gains
@@ -148,3 +150,27 @@ def test_figures_are_drawn_of_all_that_is_there():
     assert len(figures.by_rho(found).axes) == 2
     assert len(figures.by_minimizer(both).axes) == 2
     plt.close("all")
+
+
+def test_end_to_end_on_a_tiny_scale(tmp_path):
+    """What the plans list, once computed, is all that replay reads; before the pilots, listing ends at a choice."""
+    few = replace(TINY.sharpness, images=8, products=3, probes=2, deflate=1)
+    scale = replace(TINY, surrogates=(Arch("cnn", 4),), seeds=(0,), sharpness=few)
+    where = {"records_dir": tmp_path / "r", "cache_dir": tmp_path / "c", "weights_dir": tmp_path / "w", "device": "cpu"}
+    with pytest.raises(MissingRecord):
+        next(rfn_gains.plan(Lab(scale, "replay", **where)))
+    assert not (tmp_path / "c").exists()
+    lab = Lab(scale, "run", **where)
+    pilot = by_seed([*pilots.arms(lab).values(), *pilots.minimizer_arms(lab).values()])
+    for m in (*pilot, *rfn_gains.plan(lab), *rfn_gains.later(lab)):
+        lab.measure(m)
+    found = rfn_gains.measure(Lab(scale, "replay", **where))
+    assert set(found.curves) == {"SGD", "RFN", "SAM", *pilots.minimizers(scale), "RFN, half the epochs"}
+    sgd, rfn = found.curves["SGD"], found.curves["RFN"]
+    assert found.gain("RFN").value == pytest.approx(rfn.at(rfn.end).value - sgd.at(found.stop).value)
+    assert rfn.passes[0, -1] == pytest.approx(2 * sgd.passes[0, -1])
+    assert found.curves["RFN, half the epochs"].passes[0, -1] < sgd.passes[0, -1] + 1
+    assert {found.verdict(claim).word for claim in rfn_gains.CLAIMS} == {"not testable"}
+    replay = Lab(scale, "replay", **where)
+    assert list(rfn_gains.sweep(replay).sharpness) == [0.0, *scale.rhos]
+    assert list(rfn_gains.under_other_attacks(replay).index) == ["as judged", "ε 20/255", "50 steps"]

@@ -5,7 +5,8 @@ Each has one protocol:
 - `NOTEBOOK`, and `CLAIMS`, the ids of the claims that it judges;
 - `arms(lab)`: what is measured, by name, stated once;
 - `plan(lab)`: the measurements in the order of their use; and `later(lab)`, if it has some that all others go before;
-- `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables, and what figures need.
+- `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables and all that figures
+  need.
 
 A study of one's own is such a module, appended to `STUDIES`.
 """

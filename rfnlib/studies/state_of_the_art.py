@@ -169,7 +169,6 @@ def traded(lab: Lab) -> dict[tuple[str, float], Arm]:
 
 def plan(lab: Lab) -> Iterator[Measurement]:
     """What C7 is judged by; C8; the other surrogates; the trade-off; the slow ones."""
-    yield from pilots.later(lab)
     main, added = arms(lab), grid(lab)
     first = ["SGD", "RFN", pilots.best_rival(lab)]
     yield from by_seed(main[name] for name in first)
