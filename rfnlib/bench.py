@@ -366,9 +366,9 @@ def _wait(device: str) -> None:
 
 
 def _spec(epochs: int, n_train: int) -> TrainSpec:
-    arch, width = scales.LAPTOP.surrogates[0]
-    batch = scales.LAPTOP.batch
-    return TrainSpec("cifar10", arch, Step(scales.LAPTOP.lr), epochs, n_train=n_train, width=width, batch=batch)
+    scale, arch = scales.LAPTOP, scales.LAPTOP.surrogates[0]
+    size = {"width": arch.width, "stem": arch.stem, "batch": scale.batch}
+    return TrainSpec("cifar10", arch.name, Step(scale.lr), epochs, n_train=n_train, **size)
 
 
 def _sgd(model: torch.nn.Module, spec: TrainSpec, fused: bool = True) -> torch.optim.Optimizer:

@@ -109,9 +109,9 @@ def RFN(params: Parameters, base: Base = SGD, rho: Rho = 0.2, **options: Any) ->
 
     The paper's ρ could not be verified. The default, four times SAM's, is the middle of the range that is swept here
     (0.05 to 0.4), and small networks stand it from the first step on. Larger ones hold some of them where they
-    started: of three perceptrons and small convolutional networks on digits 0.5 stopped two, and none with a `warmup`
-    over a quarter of the training. So sweep ρ, give a large one a warm-up, and see `SAM.stalled`. The large variants
-    of the others are `GSAM(model, rho=0.2)` and so on.
+    started: of two perceptrons and two small convolutional networks on digits 0.5 held both perceptrons, and none with
+    a `warmup` over a quarter of the training. So sweep ρ, give a large one a warm-up, and see `SAM.stalled`. The
+    large variants of the others are `GSAM(model, rho=0.2)` and so on.
     """
     return SAM(params, base, rho, **options)
 

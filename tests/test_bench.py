@@ -13,7 +13,8 @@ from rfnlib import bench, scales
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    small = {"batch": 4, "surrogates": (("resnet18", 4),), "sharpness": scales.SharpnessProbe(images=12)}
+    sharpness = dataclasses.replace(scales.LAPTOP.sharpness, images=12)
+    small = {"batch": 4, "surrogates": (scales.Arch("resnet18", 4),), "sharpness": sharpness}
     monkeypatch.setattr(scales, "LAPTOP", dataclasses.replace(scales.LAPTOP, n_train=20, **small))
     monkeypatch.setattr(bench, "ROUNDS", 1)
 
