@@ -24,6 +24,12 @@ MEASURES = {
     "worst_case": "worst case in a ball",
     "input_gradient": "input-gradient norm",
 }
+COUNTED = {  # the names of `transfer.DENOMINATORS`, short enough for a table
+    "all-targets-correct": "images right for all targets",
+    "target-correct": "images right for each target",
+    "surrogate-correct": "images right for targets and surrogate",
+    "all": "all images",
+}
 TECHNIQUES = {
     "momentum": "momentum",
     "nesterov": "Nesterov",

@@ -9,6 +9,7 @@ import pytest
 from rfnlib import attacks, words
 from rfnlib.intervals import Estimate, over_seeds
 from rfnlib.specs import Minimizer, OneCycle, Step
+from rfnlib.transfer import DENOMINATORS
 
 
 def test_the_examples_say_what_they_do():
@@ -30,6 +31,11 @@ def test_an_estimate_of_one_seed_claims_no_interval(said):
 
 def test_low_bounds_below_zero_are_written_as_the_values_are():
     assert words.percent(Estimate(0.05, 0.05, 0.02704, 1e6, 2)) == "5.0 % (−0.3 to 10.3)"
+
+
+def test_every_denominator_has_a_name_that_fits_a_table():
+    assert words.COUNTED.keys() == DENOMINATORS.keys()
+    assert all(len(name) < 50 for name in words.COUNTED.values())  # where pandas cuts
 
 
 def test_settings_are_told_without_python():

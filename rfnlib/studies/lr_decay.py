@@ -20,7 +20,7 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scales import CONSTANT, decaying
 from rfnlib.studies import pilots
-from rfnlib.transfer import DEFAULT, DENOMINATORS
+from rfnlib.transfer import DEFAULT
 
 NOTEBOOK = "02_lr_decay_peak"
 CLAIMS = ("C2",)
@@ -153,7 +153,7 @@ class Peak:
     def by_denominator(self) -> pd.DataFrame:
         """Both judged differences and the level they rest on, counted over other images."""
         rows = {}
-        for name, meaning in DENOMINATORS.items():
+        for name, meaning in words.COUNTED.items():
             level = average([self.curves[decaying(d)].at(d + self.after, name) for d in self.decays])
             rows[meaning] = {
                 "images": level.images,
