@@ -17,8 +17,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rfnlib import paths
+from rfnlib.checks import require
 from rfnlib.files import DiskFull, write_atomic
 
 GRAPHS = 4096
@@ -36,10 +37,17 @@ and says so only in a log."""
 WORTH_MEASURING = 50_000
 """Images through the network below which nothing is measured, so that short work begins at once."""
 
-SECONDS_TO_COMPILE = 30.0
-MOST_SAVED = 0.3
-"""What a graph takes, about, and the largest share of the time that compiling has been seen to save: work that is
-over before this could repay itself is not compiled even to measure."""
+SECONDS_TO_COMPILE = {"cpu": 30.0, "cuda": 60.0}
+MOST_SAVED = {"cpu": 0.3, "cuda": 0.6}
+"""What a graph takes, about, and the largest share of the time that compiling is likely to save: work that is over
+before this could repay itself is not compiled even to measure. (Seen on a CPU; of a GPU an assumption.)"""
+
+TF32 = True
+"""On CUDA fp32 multiplies in TF32: 10 bits of mantissa, where bf16 has 7. `full_precision` goes without."""
+
+BF16_MEASURES = False
+"""Whether predictions of targets, robust accuracy and inversion run in bf16 where training does. Not before `parity`
+has been shown on a snapshot, on a GPU."""
 
 ROUNDS = 5
 
@@ -68,12 +76,19 @@ class Execution:
             return nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
 
+    def measuring(self) -> Execution:
+        """As `self`, for what is measured rather than trained or crafted: see `BF16_MEASURES`."""
+        return self if BF16_MEASURES else replace(self, precision="fp32")
+
     def place(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, in the memory layout."""
+        """`model` on the device, in the memory layout; on CUDA, torch is set up first: see `set_up_cuda`."""
+        if self.device == "cuda":
+            set_up_cuda()
         return model.to(self.device, memory_format=self.layout)
 
     @property
     def layout(self) -> torch.memory_format:
+        """The memory layout of images and convolutions, as torch calls it."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def compiled(self, model: nn.Module) -> nn.Module:
@@ -107,6 +122,8 @@ class Execution:
         name = torch.cuda.get_device_name() if self.device == "cuda" else cpu_name()
         # Where oneDNN may use no newer instructions than these, other processors give the same bits.
         limit = {k: os.environ[v] for k, v in (("isa", "ONEDNN_MAX_CPU_ISA"),) if v in os.environ}
+        if self.device == "cuda":
+            limit |= {"tf32": TF32, "deterministic": deterministic()}
         about = {"device": self.device, "precision": self.precision, "compile": bool(self.graphs)}
         return {**about, "channels_last": self.channels_last, "hardware": name, "threads": torch.get_num_threads(),
                 **limit, "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
@@ -153,6 +170,67 @@ def resolve(
     return Execution(device, precision, compile, channels_last in ("auto", True))
 
 
+# --- torch's own settings ---------------------------------------------------------------------------
+
+
+def deterministic() -> bool:
+    """Whether a GPU must give the same bits every time, which resuming to the bit needs: `RFN_DETERMINISTIC`, else yes.
+
+    Raises:
+        ValueError: the variable is neither "0" nor "1".
+    """
+    told = os.environ.get("RFN_DETERMINISTIC") or "1"
+    require(told in ("0", "1"), f"RFN_DETERMINISTIC is {told!r}; give 1, or 0 for speed at the price of the last bits.")
+    return told == "1"
+
+
+def set_up_cuda() -> None:
+    """Set torch's switches of the whole process for CUDA, all of them here.
+
+    Where bits need not repeat, cuDNN times its algorithms for each shape and takes the fastest. Where they must, what
+    has no such kernel warns.
+    """
+    same = deterministic()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS promises no bits
+    torch.set_float32_matmul_precision("high" if TF32 else "highest")
+    torch.backends.cudnn.allow_tf32 = TF32
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = same, not same
+    torch.use_deterministic_algorithms(same, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is written twice
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """fp32 that is fp32 for the time of the block: neither autocast nor, on CUDA, TF32; then all as it was."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # cuDNN's convolutions are TF32 unless told otherwise
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def parity(measure: Callable[[], Tensor], device: str) -> float:
+    """The share of entries in which `measure` gives the same in bf16 as in fp32; what `BF16_MEASURES` waits for.
+
+    >>> parity(lambda: transfer.predict(model, images), "cuda")
+
+    Args:
+        measure: classes, or whether images are robust, or pixels as uint8: exact values, (N, …).
+        device: "cpu" or "cuda".
+    """
+    exact = measure()
+    with Execution(device, "bf16").autocast():
+        quick = measure()
+    return float((exact == quick).float().mean())
+
+
 # --- whether to compile -----------------------------------------------------------------------------
 
 
@@ -162,7 +240,7 @@ def choose(how: Execution, model: nn.Module, images: Tensor, work: int, cache: P
     With t seconds a batch eager, t′ compiled and c to compile, and n = `work` / batch: compile if n (t − t′) > c. All
     three are measured on a copy of the model, once for each architecture, shape and number of images, device,
     precision, layout and number of threads, and then remembered on disk, so that a resumed run makes the same choice.
-    Work that could not repay 30 seconds of compiling decides without compiling, and short work without measuring.
+    Work that could not repay half a minute of compiling decides without compiling, and short work without measuring.
 
     Args:
         how: from `resolve`; one whose `compile` is settled is returned as it is.
@@ -183,7 +261,7 @@ def choose(how: Execution, model: nn.Module, images: Tensor, work: int, cache: P
     speeds, batches = _remembered(path), work / len(images)
     if "eager" not in speeds:
         speeds = _remember(path, {"eager": min(_seconds(_step(how, model, images), ROUNDS))})
-    if batches * speeds["eager"] * MOST_SAVED < SECONDS_TO_COMPILE:
+    if batches * speeds["eager"] * MOST_SAVED[how.device] < SECONDS_TO_COMPILE[how.device]:
         return replace(how, compile=False)
     if "compiled" not in speeds:
         speeds = _remember(path, _measured(how, model, images))

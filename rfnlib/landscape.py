@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rfnlib import execution
 from rfnlib.attacks import frozen
 from rfnlib.checks import is_number, is_whole, require, require_labels
 
@@ -179,15 +180,10 @@ def loss_of(model: nn.Module, batches, parameters=None, seed: int = 0, keep_grap
     with ExitStack() as stack:
         for context in (
             frozen([model]), torch.random.fork_rng(gpu), torch.inference_mode(False), torch.enable_grad(),
-            torch.autocast(device.type, enabled=False), _twice_differentiable(model),
+            execution.full_precision(device), _twice_differentiable(model),
             sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no second derivative
         ):  # fmt: skip
             stack.enter_context(context)
-        if gpu:  # cuDNN's convolutions are TF32, of 10 bits, unless told otherwise
-            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
         yield Loss(model, batches, parameters, seed, keep_graph)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rfnlib import execution
+from rfnlib import data, execution, features, training, transfer
+from rfnlib.attacks import PGD, frozen
 from rfnlib.execution import Execution, choose, resolve
+from rfnlib.specs import OneCycle, TrainSpec
 
 
 @pytest.fixture
@@ -320,7 +325,7 @@ def test_damaged_speeds_are_measured_again(content, clock, tmp_path):
 
 def test_choose_leaves_network_and_random_numbers_as_they_were(tmp_path, monkeypatch, inductor):
     monkeypatch.setattr(execution, "can_compile", lambda device: True)
-    monkeypatch.setattr(execution, "SECONDS_TO_COMPILE", 0.0)
+    monkeypatch.setitem(execution.SECONDS_TO_COMPILE, "cpu", 0.0)
     model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2)).train()
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     how = choose(resolve("cpu"), model, X, 10**9, tmp_path)
@@ -337,7 +342,116 @@ def test_where_the_compiler_fails_auto_does_without(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compile_fx, "compile_fx", fail)
     monkeypatch.setattr(execution, "can_compile", lambda device: True)
-    monkeypatch.setattr(execution, "SECONDS_TO_COMPILE", 0.0)
+    monkeypatch.setitem(execution.SECONDS_TO_COMPILE, "cpu", 0.0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     assert choose(resolve("cpu"), model, X, 10**9, tmp_path).compile is False
     torch._dynamo.reset()
+
+
+# --- CUDA's settings --------------------------------------------------------------------------------
+
+
+def settings() -> tuple:
+    cudnn = torch.backends.cudnn
+    flags = (
+        cudnn.allow_tf32,
+        cudnn.deterministic,
+        cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    modes = (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled())
+    return *modes, torch.is_deterministic_algorithms_warn_only_enabled(), *flags
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """torch's switches, put back."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.delenv("RFN_DETERMINISTIC", raising=False)
+    matmul, same, warn, *flags = settings()
+    yield
+    torch.set_float32_matmul_precision(matmul)
+    torch.use_deterministic_algorithms(same, warn_only=warn)
+    cudnn = torch.backends.cudnn
+    cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = flags
+
+
+@pytest.mark.parametrize("told", ["1", "0"])
+def test_cuda_is_set_up_to_repeat_its_bits_unless_told_otherwise(told, monkeypatch, untouched):
+    same = told == "1"
+    if not same:
+        monkeypatch.setenv("RFN_DETERMINISTIC", told)
+    execution.set_up_cuda()
+    assert settings() == ("high", same, True, True, same, not same, False)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_wish_for_determinism_that_is_not_understood_is_refused(monkeypatch):
+    monkeypatch.setenv("RFN_DETERMINISTIC", "yes")
+    with pytest.raises(ValueError, match="RFN_DETERMINISTIC is 'yes'; give 1, or 0 for speed"):
+        execution.deterministic()
+
+
+def test_the_cpu_is_left_as_it_is(untouched):
+    before = settings()
+    resolve("cpu").place(nn.Linear(2, 2))
+    with execution.full_precision(torch.device("cpu")):
+        assert settings() == before
+    assert settings() == before
+
+
+def test_full_precision_is_without_tf32_and_autocast_and_ends_as_it_began(untouched):
+    execution.set_up_cuda()
+    before = settings()
+    with torch.autocast("cuda", torch.bfloat16, enabled=False), execution.full_precision(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert not torch.is_autocast_enabled("cuda")
+    assert settings() == before
+    with torch.autocast("cpu", torch.bfloat16), execution.full_precision(torch.device("cpu")):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def measures(device: str) -> dict:
+    """What runs in bf16 once parity is shown: of a network that has learnt the digits, exact values each."""
+    digits = data.load("digits")
+    spec = TrainSpec("digits", "cnn", OneCycle(0.1), 3, width=16, batch=32)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"cache": Path(folder), "device": device, "precision": "fp32", "compile": False, "progress": False}
+        (last,) = training.train(spec, [3], dataset=digits, **options)
+        model = Execution(device).place(last.load_into(training.network(spec, digits)))
+    images, labels = data.to_float(digits.test_images).to(device), digits.test_labels.to(device)
+    g = features.Features(model)
+
+    def inverted() -> torch.Tensor:
+        with frozen([g]):
+            made = features.invert(lambda x: g(x).float(), images[:100], images[100:200], 20, 0.1)
+        return (255 * made).round().to(torch.uint8)
+
+    return {
+        "predictions": lambda: transfer.predict(model, images),
+        "robustness": lambda: transfer.is_robust(model, images, labels, PGD(0.5, norm="l2", steps=5)),
+        "inversion": inverted,
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bf16_measures_what_fp32_does_on_a_gpu():
+    shares = {name: execution.parity(measure, "cuda") for name, measure in measures("cuda").items()}
+    print(shares)
+    assert shares["predictions"] >= 0.995 and shares["robustness"] >= 0.99 and shares["inversion"] >= 0.5
+
+
+def test_parity_compares_bf16_with_fp32():
+    model = nn.Linear(1, 2, bias=False)
+    model.weight.data = torch.tensor([[1.0], [1.001]])  # in bf16 both are 1
+    x = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
+    assert execution.parity(lambda: model(x).argmax(1), "cpu") == 0.5
+    assert execution.parity(lambda: x.argmax(1), "cpu") == 1
+
+
+def test_what_is_measured_is_in_fp32_until_parity_is_shown(monkeypatch):
+    how = Execution("cpu", "bf16")
+    assert how.measuring() == Execution("cpu", "fp32")
+    monkeypatch.setattr(execution, "BF16_MEASURES", True)
+    assert how.measuring() == how
