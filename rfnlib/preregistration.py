@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ from rfnlib.studies import pilots, rfn_gains
 
 FILE = "PREREGISTRATION.md"
 JUDGED = (scales.LAPTOP, scales.GPU)  # the scales that the plan is for
+FREE = ("cell_timeout", "apart")  # settings of scales that move no number
 MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end -->)", re.DOTALL)
 LOGGED = re.compile(r"^- (\d{4}-\d\d-\d\d), `([0-9a-f]{16})`: (.+)$", re.MULTILINE)
 
@@ -30,7 +31,7 @@ LOGGED = re.compile(r"^- (\d{4}-\d\d-\d\d), `([0-9a-f]{16})`: (.+)$", re.MULTILI
 def fixed() -> dict[str, object]:
     """All that must not change once it is written down; defaults are spelt out, for they are fixed as well."""
     return {
-        "scales": {scale.name: asdict(replace(scale, cell_timeout=0)) for scale in JUDGED},
+        "scales": {s.name: {n: v for n, v in asdict(s).items() if n not in FREE} for s in JUDGED},
         "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in claims.CLAIMS.values()},
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
