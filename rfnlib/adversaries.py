@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfnlib import attacks, execution
 from rfnlib.keys import stream
 from rfnlib.specs import Adversary, TrainSpec
-from rfnlib.transforms import norms
+from rfnlib.transforms import Ball, norms
 
 
 class Natural:
@@ -27,11 +26,20 @@ class Natural:
         self.state: dict[str, Tensor] = {}
 
     def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
-        """What step `i` trains on, (B, C, H, W) in [0, 1], in the place of `x` with the labels `y`."""
+        """What step `i` trains on in the place of a batch.
+
+        Args:
+            x: the batch, float (B, C, H, W) in [0, 1].
+            y: its labels, int64 (B,).
+            i: the step's index in the run.
+
+        Returns:
+            Images of the same shape in [0, 1].
+        """
         return x
 
     def stepped(self) -> None:
-        """The step is done."""
+        """Learn from the gradients of the step that was just made."""
 
 
 class PGDTraining(Natural):
@@ -46,20 +54,30 @@ class PGDTraining(Natural):
 
     def __init__(self, adversary: Adversary, seed: int, forward: nn.Module, how: execution.Execution) -> None:
         super().__init__()
-        self.seed, self.forward, self.how = seed, forward, how
-        self.attack = attacks.IterativeAttack(
-            eps=adversary.eps,
-            step=adversary.step_size,
-            steps=adversary.steps,
-            norm=adversary.norm,
-            random_start=adversary.random_start,
-        )
+        self.adversary, self.seed, self.forward, self.how = adversary, seed, forward, how
+        self.ball = Ball(adversary.norm, float(adversary.eps), adversary.step_size)
+        self._ahead: tuple[int, Tensor] | None = None  # a step, and the noise that it begins with
 
     def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
-        attack = replace(self.attack, seed=stream(self.seed, "adversary", i) % 2**32)
-        # Not `attack(…)`: training checks its images once, and its numbers are those of networks as they are.
+        """The adversarial images of step `i`, without waiting for the device; see `Natural.images`."""
+        adv = x
+        if self.adversary.random_start:
+            ready = self._ahead is not None and self._ahead[0] == i
+            noise = self._ahead[1] if ready else self._noise(x, i)
+            adv = self.ball.project(x + noise.to(x, non_blocking=True), x)
         with attacks.frozen([self.forward]), self.how.autocast():
-            return attack.perturbed([self.forward], x, y)
+            for _ in range(self.adversary.steps):
+                adv = adv.detach().requires_grad_()
+                losses = F.cross_entropy(self.forward(adv).float(), y, reduction="none")
+                (gradient,) = torch.autograd.grad(losses.sum(), adv)
+                adv = self.ball.project(adv.detach() + self.ball.step * self.ball.direction(gradient), x)
+        if self.adversary.random_start:  # on the CPU, which has nothing else to do while a GPU works on the above
+            self._ahead = i + 1, self._noise(x, i + 1)
+        return adv
+
+    def _noise(self, x: Tensor, i: int) -> Tensor:
+        noise = attacks.random_start(x.shape, self.ball, stream(self.seed, "adversary", i) % 2**32)
+        return noise.pin_memory() if x.is_cuda else noise
 
 
 class FreeTraining(Natural):
@@ -76,6 +94,7 @@ class FreeTraining(Natural):
         self.adversary, self.replay = adversary, adversary.replay
 
     def images(self, x: Tensor, y: Tensor, i: int) -> Tensor:
+        """x + δ in [0, 1]; see `Natural.images`."""
         # Laid out as x is, so that one read from disk gives the same bits as one from memory.
         delta = torch.zeros_like(x)
         if self.state:
@@ -85,6 +104,7 @@ class FreeTraining(Natural):
 
     @torch.no_grad()
     def stepped(self) -> None:
+        """Move δ along the gradient that the step's own pass left on it."""
         delta, a = self.state["delta"].detach(), self.adversary
         gradient = self.state["delta"].grad
         if a.norm == "linf":
@@ -95,8 +115,14 @@ class FreeTraining(Natural):
         self.state["delta"] = moved
 
 
-def of(spec: TrainSpec, forward: nn.Module, how: execution.Execution) -> Natural:
-    """What `spec` puts between a batch and the step on it."""
+def build(spec: TrainSpec, forward: nn.Module, how: execution.Execution) -> Natural:
+    """What `spec` puts between a batch and the step on it.
+
+    Args:
+        spec: of the run.
+        forward: the network that is trained, compiled if that pays.
+        how: what it is computed with.
+    """
     if spec.adversary is None:
         return Natural()
     if spec.adversary.replay is not None:

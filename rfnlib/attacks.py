@@ -392,18 +392,30 @@ class IterativeAttack:
         return gradient
 
     def _start(self, x: Tensor, first: int) -> Tensor:
-        drawn = torch.Generator()  # not `Batch`: starts stay those of the attacks already on record
-        noise = torch.empty(x.shape)
-        for i in range(len(x)):
-            # torch's CPU generator looks at the low 32 bits alone: spread the seed over all of them.
-            drawn.manual_seed((self.seed * 0x9E3779B1 + first + i) % 2**32)
-            if self.norm == "linf":
-                noise[i].uniform_(-self.radius, self.radius, generator=drawn)
-            else:  # uniform in the ball: a uniform direction, and a radius with density ~ r^(d-1)
-                noise[i].normal_(generator=drawn)
-                r = self.radius * torch.rand((), generator=drawn) ** (1 / noise[i].numel())
-                noise[i] *= r / noise[i].norm()
+        noise = random_start(x.shape, self.ball, self.seed, first)
         return self.ball.project(x + noise.to(x), x)
+
+
+def random_start(shape: Sequence[int], ball: Ball, seed: int, first: int = 0) -> Tensor:
+    """Points drawn uniformly from a ball around 0, float32 of `shape` (N, C, H, W), on the CPU.
+
+    Args:
+        ball: of which norm and radius; its step does not matter.
+        seed: of all images; each has a stream of its own, by its position.
+        first: the position of the first one.
+    """
+    drawn = torch.Generator()  # not `Batch`: starts stay those of the attacks already on record
+    noise = torch.empty(tuple(shape))
+    for i, image in enumerate(noise, first):
+        # torch's CPU generator looks at the low 32 bits alone: spread the seed over all of them.
+        drawn.manual_seed((seed * 0x9E3779B1 + i) % 2**32)
+        if ball.norm == "linf":
+            image.uniform_(-ball.radius, ball.radius, generator=drawn)
+        else:  # a uniform direction, and a radius with density ~ r^(d-1)
+            image.normal_(generator=drawn)
+            r = ball.radius * torch.rand((), generator=drawn) ** (1 / image.numel())
+            image *= r / image.norm()
+    return noise
 
 
 # --- named attacks, explained at the top -------------------------------------------------------------------

@@ -39,7 +39,7 @@ def passes_per_step(spec: TrainSpec) -> float:
     taken, m = 1.0, spec.minimizer
     if m:
         taken = minimizers.METHODS[m.method].passes_per_step(**dict(m.options))
-    taken *= objectives.PENALISED if spec.input_penalty else 1
+    taken *= objectives.PASSES_PENALISED if spec.input_penalty else 1
     return taken + (spec.adversary.passes if spec.adversary else 0)
 
 

@@ -13,7 +13,7 @@ from rfnlib.specs import TrainSpec
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W) in [0, 1] and labels (B,) to the loss, a number
 
-PENALISED = 3  # forward-backward passes that a pass with the penalty is worth: its gradient is that of a gradient
+PASSES_PENALISED = 3  # what a pass with the penalty costs, in forward-backward passes: it differentiates a gradient
 
 
 def labels(spec: TrainSpec, forward: nn.Module, how: execution.Execution) -> Objective:
@@ -33,7 +33,7 @@ def penalised(spec: TrainSpec, model: nn.Module, how: execution.Execution) -> Ob
     ℓ_b is the loss of image b and L their mean; the norm is l2, of images in [0, 1]. In training mode BatchNorm ties
     the images of a batch together, so that the gradient is that of Σ_b ℓ_b. With SAM this is "SAM & IR", the recipe
     that Zhang et al. (2024, IEEE S&P) recommend for surrogates; the penalty goes back to Drucker & LeCun (1992).
-    Not for a compiled model: those have no second derivatives.
+    The model must not be compiled, for compiled ones have no second derivatives.
     """
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ def penalised(spec: TrainSpec, model: nn.Module, how: execution.Execution) -> Ob
 def aligned(witness: nn.Module, forward: nn.Module, how: execution.Execution) -> Objective:
     """Model alignment: the mean over images of KL(q ‖ p), q what the witness predicts for them, p the network.
 
-    The labels are not looked at. The witness is in eval mode and does not change. Source: Ma et al. 2024, ECCV, who
-    fine-tune a trained surrogate so.
+    The labels play no part. The witness is in eval mode and does not change. Source: Ma et al. 2024, ECCV, who
+    fine-tune a trained surrogate with it.
     """
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -64,10 +64,18 @@ def aligned(witness: nn.Module, forward: nn.Module, how: execution.Execution) ->
     return loss
 
 
-def of(
+def build(
     spec: TrainSpec, model: nn.Module, forward: nn.Module, witness: nn.Module | None, how: execution.Execution
 ) -> Objective:
-    """What `spec` minimises; `forward` is `model`, compiled if that pays."""
+    """What `spec` minimises.
+
+    Args:
+        spec: of the run.
+        model: the network that is trained.
+        forward: the same, compiled if that pays.
+        witness: the trained network of `spec.witness`, if it has one.
+        how: what it is computed with.
+    """
     if witness is not None:
         return aligned(witness, forward, how)
     return penalised(spec, model, how) if spec.input_penalty else labels(spec, forward, how)

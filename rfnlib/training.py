@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rfnlib import adversaries, attacks, data, execution, files, keys, minimizers, models, objectives, paths, snapshots
+from rfnlib import adversaries, data, execution, files, keys, minimizers, models, objectives, paths, snapshots
 from rfnlib.progress import Progress
 from rfnlib.snapshots import DamagedSnapshot, Run, Snapshot
 from rfnlib.specs import Minimizer, SpecError, TrainSpec, require
@@ -182,8 +182,8 @@ class _Training:
         self.batches = _Batches(spec, dataset, run.per_epoch, how)
         self.how = how = self._compiling()
         forward = how.compiled(self.model)
-        self.objective = objectives.of(spec, self.model, forward, witness, how)
-        self.adversary = adversaries.of(spec, forward, how)
+        self.objective = objectives.build(spec, self.model, forward, witness, how)
+        self.adversary = adversaries.build(spec, forward, how)
         self._loss: Tensor | None = None
         self._saved = time.monotonic()
 
@@ -199,10 +199,7 @@ class _Training:
     def step(self) -> None:
         """One step of the optimizer, without waiting for the device."""
         x, y = self.batches(self.done // self.adversary.replay)
-        try:
-            x = self.adversary.images(x, y, self.done)
-        except attacks.AttackError as error:
-            raise self._diverged(f"attack on the network failed ({error})") from error
+        x = self.adversary.images(x, y, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.schedule.at(self.done / self.run.per_epoch, self.spec.epochs)
 
@@ -319,7 +316,7 @@ class _Training:
     def _cost(self) -> dict[str, int]:
         counted = isinstance(self.optimizer, minimizers.SAM)
         passes, skipped = (self.optimizer.passes, self.optimizer.skipped) if counted else (self.done, 0)
-        passes *= objectives.PENALISED if self.spec.input_penalty else 1
+        passes *= objectives.PASSES_PENALISED if self.spec.input_penalty else 1
         passes += self.done * self.spec.adversary.passes if self.spec.adversary else 0
         return {"passes": passes, "skipped": skipped}
 

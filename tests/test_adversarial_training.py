@@ -254,7 +254,7 @@ def test_compiled_networks_are_what_is_attacked(tmp_path, monkeypatch):
     modes = []
 
     class Compiled(torch.nn.Module):
-        def __init__(self, inner):
+        def __init__(self, inner, **options):
             super().__init__()
             self.inner = inner
 

@@ -334,10 +334,10 @@ PASSES = {
     "start": 1,
     "start by GNP": 2,
     "witness": 1,
-    "penalty": objectives.PENALISED,
-    "start and penalty": objectives.PENALISED,
-    "SAM and penalty": 2 * objectives.PENALISED,
-    "adversary and penalty": 1 + objectives.PENALISED,
+    "penalty": objectives.PASSES_PENALISED,
+    "start and penalty": objectives.PASSES_PENALISED,
+    "SAM and penalty": 2 * objectives.PASSES_PENALISED,
+    "adversary and penalty": 1 + objectives.PASSES_PENALISED,
 }
 
 
@@ -378,7 +378,7 @@ def test_a_penalised_run_is_not_compiled_and_others_are(tmp_path, monkeypatch):
     called = []
 
     class Compiled(nn.Module):
-        def __init__(self, inner):
+        def __init__(self, inner, **options):
             super().__init__()
             self.inner = inner
 
