@@ -15,11 +15,14 @@ import torch
 from scenes import same
 from torch import Tensor, nn
 
-from rfnlib import data, records, training, transfer
+from rfnlib import data, records, training, transfer, zoo
 from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import At, Measurement
+from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips, collected
-from rfnlib.scales import Target
+from rfnlib.scales import Arch, Target
+from rfnlib.snapshots import Snapshot
 from rfnlib.specs import Adversary, Step, TrainSpec
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, average, loaded
 from rfnlib.transforms import named
@@ -74,7 +77,7 @@ def test_a_recipe_that_says_nothing_is_given_the_last_weights_alone(recipe):
 
 
 @pytest.fixture(scope="module")
-def along(tmp_path_factory) -> list[training.Snapshot]:
+def along(tmp_path_factory) -> list[Snapshot]:
     """Weights along a run, the last ones at its end."""
     return list(scenes.start(DIGITS, SPEC, tmp_path_factory.mktemp("run"), [0.5, 1, 1.5, 2]))
 
@@ -194,13 +197,12 @@ TINY = replace(
     epochs=2,
     decays=(1,),
     standard=(1,),
-    target_epochs=4,
     targets=(
-        Target("cnn", 8, "validation"),
-        Target("resnet18", 4),
-        Target("cnn", 8),
-        Target("cnn", 8, "robust", Adversary("l2", 0.5, steps=1)),
-        Target("cnn", 8, "robust", Adversary("linf", 0.1, steps=1)),
+        Target(Arch("cnn", 8), 4, "validation"),
+        Target(Arch("resnet18", 4), 4),
+        Target(Arch("cnn", 8), 4, seed=1001),
+        Target(Arch("cnn", 8), 4, "robust", adversary=Adversary("l2", 0.5, steps=1)),
+        Target(Arch("cnn", 8), 4, "robust", adversary=Adversary("linf", 0.1, steps=1)),
     ),
 )
 RUN = TINY.flat(None, 0)
@@ -217,17 +219,23 @@ RECIPES = {
 
 
 def lab(folder: Path, mode: str = "run", scale=TINY) -> Lab:
-    return Lab(scale, mode, device="cpu", records_dir=folder / "records", cache_dir=folder / "cache")
+    where = {name: folder / name.removesuffix("_dir") for name in ("records_dir", "cache_dir", "weights_dir")}
+    return Lab(scale, mode, device="cpu", **where)
 
 
-def ask(of: Lab, recipe: Recipe | None, at: float = 2.0, **options):
-    """The only hits of a series of one run at one epoch."""
-    (hits,) = of.transfer({"it": [RUN]}, epochs=[at], recipe=recipe, **options)["it"].hits
+def question(recipe: Recipe | None, robust: bool = False, epochs: tuple[float, ...] = (2.0,)) -> Measurement:
+    return Measurement(RUN, At(Transfer(TINY.attack, "robust" if robust else "standard"), epochs, recipe))
+
+
+def ask(of: Lab, recipe: Recipe | None, robust: bool = False, **how):
+    """The only hits of a curve of one run at one epoch."""
+    probe = Transfer(TINY.attack, "robust") if robust else None
+    (hits,) = of.transfer(RUN, [2.0], probe, recipe, **how).hits
     return hits
 
 
 def row(of: Lab, recipe: Recipe | None, robust: bool = False) -> dict:
-    (found,) = of.find("transfer", RUN, None, recipe, robust).rows
+    (found,) = of.find(question(recipe, robust)).rows
     return found
 
 
@@ -241,8 +249,8 @@ def computed(tmp_path_factory) -> Path:
     one = lab(folder)
     for recipe in RECIPES.values():
         ask(one, recipe)
-    ask(one, None, role="robust")
-    ask(one, RECIPES["averaged"], role="robust")
+    ask(one, None, robust=True)
+    ask(one, RECIPES["averaged"], robust=True)
     return folder
 
 
@@ -250,9 +258,9 @@ def share(hits: Tensor) -> float:
     return round(float(hits.float().mean()), 4)
 
 
-def snapshots(of: Lab, spec: TrainSpec, at: list[float]) -> list[training.Snapshot]:
+def snapshots(of: Lab, spec: TrainSpec, at: list[float]) -> list[Snapshot]:
     """Of a run that the lab has made: none is trained here."""
-    found = list(training.train(spec, at, dataset=of._dataset, cache=of.cache, device="cpu", progress=False))
+    found = list(training.train(spec, at, dataset=of.dataset(), cache=of.cache, device="cpu", progress=False))
     assert len(found) == len(at)
     return found
 
@@ -261,21 +269,28 @@ def by_the_recipe(of: Lab, recipe: Recipe | None) -> nn.Module:
     """What is attacked, made without the lab's probes."""
     epochs = [0.5, 1.0, 1.5, 2.0] if hasattr(recipe, "per_epoch") else [2.0]
     weights = snapshots(of, RUN, epochs)
-    network = training.network(RUN, of._dataset).to(memory_format=torch.channels_last)
+    network = training.network(RUN, of.dataset()).to(memory_format=torch.channels_last)
     network = weights[-1].load_into(network).requires_grad_(False)
     if recipe is None:
         return network
-    return recipe(network, weights, [data.to_float(of._dataset.train_images)]).eval()
+    return recipe(network, weights, [data.to_float(of.dataset().train_images)]).eval()
+
+
+def released(of: Lab, target: Target) -> nn.Module:
+    """A target as it is attacked: after rounding."""
+    spec = TINY.target(target)
+    weights, _ = zoo.read(of.weights / f"{spec.short_name}-{spec.key()}.safetensors")
+    network = training.network(spec, of.dataset())
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_attacked_in_the_place_of_the_network(name, computed):
     one, recipe = lab(computed, "replay"), RECIPES[name]
-    model, (images, labels) = by_the_recipe(one, recipe), one._probes.attacked
+    model, (images, labels) = by_the_recipe(one, recipe), one.bench.attacked
     adversarial = one.scale.attack(model, images, labels)
-    found, targets = row(one, recipe), one.targets()
-    nets = [snapshots(one, TINY.target(t), [4.0])[0].load_into(training.network(TINY.target(t), one._dataset))
-            for t in targets]  # fmt: skip
+    found, nets = row(one, recipe), [released(one, t) for t in TINY.targets_of("standard")]
     hits = torch.stack([transfer.predict(net, adversarial) != labels for net in nets], 1).numpy()
     np.testing.assert_array_equal(records.unpack(found["adv_wrong"], hits.shape), hits)
     assert found["l2"] == pytest.approx(float((adversarial - images).flatten(1).norm(dim=1).mean()), abs=1e-3)
@@ -286,27 +301,19 @@ def test_a_recipe_is_attacked_in_the_place_of_the_network(name, computed):
     own = (transfer.predict(judged, images) != labels).numpy()
     np.testing.assert_array_equal(records.unpack(found["surrogate_wrong"], own.shape), own)
     assert found["whitebox"] == share(transfer.predict(judged, adversarial) != labels)
-    more, their_labels = one._probes.accuracy_pool
+    more, their_labels = one.bench.test_images(TINY.accuracy_images)
     assert found["accuracy"] == share(transfer.predict(judged, more) == their_labels)
 
 
 def test_every_recipe_has_a_record_of_its_own(computed):
     one = lab(computed, "replay")
-    found = {name: one.find("transfer", RUN, None, recipe) for name, recipe in RECIPES.items()}
+    found = {name: one.find(question(recipe)) for name, recipe in RECIPES.items()}
     assert len({r.key for r in found.values()}) == len(RECIPES)
     assert all(len(r.rows) == 1 for r in found.values())
     seen = [(r.rows[0]["adv_wrong"], r.rows[0]["whitebox"], r.rows[0]["l2"]) for r in found.values()]
     assert len(set(seen)) == len(seen), "every one is another attack"
-    assert found["a function"].probe["recipe"] == f"{__name__}.dimmed"
-    assert found["collected"].probe["recipe"] == {"is": "Collected", "per_epoch": 2}
-
-
-def test_what_was_recorded_without_a_recipe_keeps_its_key(computed):
-    one = lab(computed, "replay")
-    plain = one.find("transfer", RUN)
-    assert set(plain.probe) == {"attack", "test_images", "validation_images", "accuracy_images", "targets"}
-    before = replace(TINY, targets=TINY.targets[:3])  # a scale that knows of no robust targets
-    assert lab(computed, "replay", before).find("transfer", RUN).key == plain.key and len(plain.rows) == 1
+    assert found["a function"].settings["recipe"] == f"{__name__}.dimmed"
+    assert found["collected"].settings["recipe"] == {"is": "Collected", "per_epoch": 2}
 
 
 def test_replay_serves_what_a_run_measured_of_every_recipe_without_work(computed, no_work):
@@ -323,7 +330,7 @@ def test_a_second_run_does_no_work_and_writes_nothing(computed, no_work):
     before, one = stored(computed), lab(computed)
     for recipe in RECIPES.values():
         ask(one, recipe)
-    ask(one, None, role="robust")
+    ask(one, None, robust=True)
     assert stored(computed) == before
 
 
@@ -338,45 +345,44 @@ def test_a_function_without_a_name_is_refused_as_a_recipe(mode, computed):
 def test_a_recipe_is_given_the_run_up_to_the_epoch_and_images_that_are_not_augmented(computed, tmp_path):
     NOTED.clear()
     one = lab(tmp_path)
-    hits = one.transfer({"it": [RUN]}, epochs=[1.0, 2.0], recipe=noting)["it"].hits
+    hits = one.transfer(RUN, [1.0, 2.0], recipe=noting).hits
     assert len(hits) == 2 and [len(weights) for _, weights, _ in NOTED] == [2, 4]
     for (network, weights, images), epochs in zip(NOTED, ([0.5, 1.0], [0.5, 1.0, 1.5, 2.0]), strict=True):
         assert [w.iteration for w in weights] == [max(1, round(5 * e)) for e in epochs]  # 5 steps an epoch
         assert same(network.state_dict(), weights[-1].weights()) and not network.training
-        assert torch.equal(torch.cat(images), data.to_float(one._dataset.train_images))
+        assert torch.equal(torch.cat(images), data.to_float(one.dataset().train_images))
     # What collects and changes nothing is the network itself, trained in the same bits as on its own.
-    assert (
-        row(lab(computed, "replay"), None)["adv_wrong"] == one.find("transfer", RUN, None, noting).rows[1]["adv_wrong"]
-    )
+    noted = one.find(question(noting, epochs=(1.0, 2.0))).rows[1]
+    assert row(lab(computed, "replay"), None)["adv_wrong"] == noted["adv_wrong"]
 
 
 def test_the_robust_role_asks_the_robust_targets_alone(computed):
     one = lab(computed, "replay")
     specs = [TINY.target(t) for t in TINY.targets[3:]]
     assert [s.adversary.norm for s in specs] == ["l2", "linf"]
-    assert one.find("transfer", RUN, robust=True).probe["targets"] == [s.key() for s in specs]
-    assert not {s.key() for s in specs} & set(one.find("transfer", RUN).probe["targets"])
+    assert one.find(question(None, robust=True)).settings["targets"] == [s.key() for s in specs]
+    assert not {s.key() for s in specs} & set(one.find(question(None)).settings["targets"])
 
-    images, labels = one._probes.attacked
-    nets = [snapshots(one, s, [4.0])[0].load_into(training.network(s, one._dataset)) for s in specs]
+    images, labels = one.bench.attacked
+    nets = [released(one, t) for t in TINY.targets[3:]]
     for recipe in (None, RECIPES["averaged"]):
         adversarial = one.scale.attack(by_the_recipe(one, recipe), images, labels)
         fooled, clean = (
             torch.stack([transfer.predict(net, x) != labels for net in nets], 1)[:30].numpy()
             for x in (adversarial, images)
         )
-        hits = ask(one, recipe, role="robust")
+        hits = ask(one, recipe, robust=True)
         np.testing.assert_array_equal(hits.adv_wrong[0], fooled)
         np.testing.assert_array_equal(hits.clean_wrong, clean)
-    assert ask(one, None).adv_wrong.shape == ask(one, None, role="robust").adv_wrong.shape == (1, 30, 2)
+    assert ask(one, None).adv_wrong.shape == ask(one, None, robust=True).adv_wrong.shape == (1, 30, 2)
     assert ask(one, None, role="validation").adv_wrong.shape == (1, 11, 1)
 
 
 def test_the_robust_accuracy_of_a_recipe_is_that_of_what_it_makes(computed):
-    one, recipe = lab(computed), RECIPES["averaged"]
-    found = one.robustness({"it": [RUN]}, [2.0], recipe)["it"]
-    plain = one.robustness({"it": [RUN]}, [2.0])["it"]
-    expected = one._probes.robust(TINY.robustness, by_the_recipe(one, recipe))["stands"]
-    for name, packed in expected.items():
-        np.testing.assert_array_equal(found.stands[name][0, 0], records.unpack(packed, (TINY.robustness.images,)))
-    assert any((found.stands[name] != plain.stands[name]).any() for name in expected)
+    one, recipe, probe = lab(computed), RECIPES["averaged"], TINY.robustness
+    found, plain = (one.transfer(RUN, [2.0], probe, r) for r in (recipe, None))
+    model, (images, labels) = by_the_recipe(one, recipe), one.bench.test_images(probe.images)
+    for name, attack in probe.attacks().items():
+        expected = transfer.is_robust(model, images, labels, attack, probe.restarts).numpy()
+        np.testing.assert_array_equal(found.correct[name][0, 0], expected)
+    assert any((found.correct[name] != plain.correct[name]).any() for name in found.correct)
