@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rfnlib import data, execution, minimizers, models, objectives, records
+from rfnlib import data, execution, minimizers, models, objectives, snapshots
 from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.lab import Lab
@@ -44,16 +44,18 @@ def passes_per_step(spec: TrainSpec) -> float:
 
 
 class Ledger:
-    """The units of a lab's measurements, and which of them are done.
+    """The units of a lab's measurements, and which of them are done: rows by the records, epochs by the cache.
 
-    Epochs count as trained where a row of a record says so: the snapshots may be gone, and then more is left.
+    What cannot be known without computing (the files of a run on a data set that is yet to be built) counts as left,
+    until `finish` is told.
     """
 
     def __init__(self, lab: Lab):
         self.lab, self.scale = lab, lab.scale
         self.done: set[str] = set()
         for record in lab.records.values():
-            self._note(record)
+            about = (record.kind, record.settings)
+            self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
 
     @functools.cached_property
     def n_train(self) -> int:
@@ -65,31 +67,52 @@ class Ledger:
         missing = self.lab.missing(m)
         if not missing:
             return {}
-        return {name: unit for name, unit in self._units(m, missing).items() if name not in self.done}
+        done = self.done | self._on_disk(m.spec, missing)
+        return {name: unit for name, unit in self._units(m, missing).items() if name not in done}
 
     def finish(self, m: Measurement, epochs: Iterable[float]) -> None:
         """Note that the rows of `m` at `epochs` are made, with all that they rest on."""
-        self.done |= self._units(m, tuple(epochs)).keys()
-
-    def _note(self, record: records.Record) -> None:
-        self.done |= self._trained(record.spec, max((row["epoch"] for row in record.rows), default=0)).keys()
-        about = (record.kind, record.settings)
-        self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
+        if epochs := tuple(epochs):
+            self.done |= self._units(m, epochs).keys()
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
         # Every row also takes the accuracy on all training images, forward only.
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
-        about = (record.kind, record.settings)
-        return {**self._trained(m.spec, max(epochs)), **{self._row(about, m.spec, e): row for e in epochs}}
+        about, end = (record.kind, record.settings), math.ceil(max(epochs) - 1e-9)
+        trained = _training(m.spec, end, self.n_train)
+        return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 
     def _row(self, about: tuple, spec: TrainSpec, epoch: float) -> str:
         return key(*about, _history(spec, epoch, self.n_train // spec.batch))
 
-    def _trained(self, spec: TrainSpec, end: float) -> Mapping[str, Unit]:
-        """The units behind the weights of `spec`'s run at epoch `end`: its own epochs, and all that it builds on."""
-        return _training(spec, math.ceil(end - 1e-9), self.n_train)
+    def _on_disk(self, spec: TrainSpec, epochs: tuple[float, ...]) -> set[str]:
+        """The epochs of training that need not be trained to have `spec`'s network at `epochs`, by name.
+
+        As `training.train` does it: snapshots that are there are taken, and it goes on from the last state before the
+        first that is not.
+        """
+        if spec.features or self._data is None:
+            return set()
+        per_epoch = self.n_train // spec.batch
+        run = snapshots.Run(spec, self._data, per_epoch, self.lab.cache)
+        lacking = [i for e in epochs if not run.snapshot(i := max(1, round(e * per_epoch))).path.exists()]
+        if not lacking:
+            return set(_training(spec, math.ceil(max(epochs) - 1e-9), self.n_train))
+        trained = next((i for i, _ in run.states(before=lacking[0])), 0)
+        found = {_history(spec, e, per_epoch) for e in range(1, trained // per_epoch + 1)}
+        for other in (spec.start, spec.witness):
+            found |= self._on_disk(other, (float(other.epochs),)) if other else set()
+        return found
+
+    @functools.cached_property
+    def _data(self) -> str | None:
+        """The digest that the data set has in the names of snapshots; None where it is not there."""
+        try:
+            return self.lab.dataset().digest
+        except data.DataError:
+            return None
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import pandas as pd
 from torch import nn
 
 from rfnlib import data, execution, features, paths, records, scales, snapshots, training, zoo
-from rfnlib.checks import is_whole
+from rfnlib.checks import is_whole, require
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
@@ -57,14 +57,17 @@ class Lab:
         weights_dir: Path | None = None,
         tick: Callable[[], None] = lambda: None,
     ):
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; give one of {', '.join(map(repr, MODES))}.")
-        self.scale = scales.get(scale) if isinstance(scale, str) else scale
+        require(mode in MODES, f"mode is {mode!r}; give one of {', '.join(map(repr, MODES))}.")
+        self.scale = scale if isinstance(scale, scales.Scale) else scales.get(scale)
         self.mode = mode
-        self.seeds = list(self.scale.seeds if seeds is None else seeds)
-        whole = all(is_whole(s, 0, 999) for s in self.seeds)
-        if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; give one or more different integers from 0 to 999.")
+        given = self.scale.seeds if seeds is None else seeds
+        whole = isinstance(given, Sequence) and all(is_whole(s, 0, 999) for s in given)
+        require(
+            whole and given and len(set(given)) == len(given),
+            f"seeds is {seeds!r}; give one or more different integers from 0 to 999 in a list, such as [0, 1] (papermill "
+            "takes one as -y 'seeds: [0, 1]'; -p makes text of it).",
+        )
+        self.seeds = list(given)
         self.device = execution.resolve(device).device
         self.folder = (records_dir or paths.records_dir()) / self.scale.name
         self.cache = (cache_dir or paths.cache_dir()) / self.scale.name

@@ -15,7 +15,7 @@ from rfnlib.intervals import Estimate
 from rfnlib.specs import Cosine, Cyclic, Minimizer, Schedule, Step
 
 MISSING = "not measured"
-ONE_SEED = "(one seed: no interval)"
+ONE_SEED = "(one seed)"
 MEASURES = {
     "top": "λ₁",
     "trace": "trace",

@@ -244,3 +244,23 @@ def test_speed_is_what_was_measured_and_is_remembered(tmp_path):
     assert costs.Pace(lab).seconds([unit]) == pytest.approx(2.0)
     pace.path.write_text(json.dumps([1]))
     assert costs.Pace(lab).seen == {}
+
+
+def test_what_lies_in_the_cache_is_not_counted_and_what_was_lost_is(tmp_path):
+    lab = lab_in(tmp_path)
+    *_, robust = planned(lab)
+
+    def epochs() -> int:
+        return sum(u.passes == 200 for u in costs.Ledger(lab).left(robust).values())
+
+    rows = lab.rows(robust)
+    assert epochs() == 3
+    lab.add(robust, *next(rows))
+    rows.close()
+    assert epochs() == 2, "the second goes on from the state after the first"
+    for _ in lab.rows(robust):  # not recorded
+        pass
+    assert epochs() == 0 and len(costs.Ledger(lab).left(robust)) == 2
+    for file in (lab.cache / "snapshots").iterdir():
+        file.unlink()
+    assert epochs() == 3

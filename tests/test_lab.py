@@ -483,7 +483,7 @@ def test_a_released_file_that_was_altered_is_refused(place):
 # ----------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("seeds", [[], [-1], [1000], [0.5], ["0"], [0, None], [0, 0], [True]])
+@pytest.mark.parametrize("seeds", [[], [-1], [1000], [0.5], ["0"], [0, None], [0, 0], [True], 0, "[0, 7]"])
 def test_seeds_that_cannot_be_are_refused(seeds, tmp_path):
     with pytest.raises(ValueError, match="give one or more different integers from 0 to 999") as refused:
         Place(tmp_path).lab(seeds=seeds)
