@@ -11,13 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 from elsewhere import NAME, Elsewhere
-from scenes import same
+from scenes import TINY, same
 from torch import Tensor, nn
 
-from rfnlib import attacks, data, execution, features, minimizers, models, recipes, sharpness, training, transfer
+from rfnlib import (
+    attacks,
+    data,
+    execution,
+    features,
+    minimizers,
+    models,
+    probes,
+    recipes,
+    sharpness,
+    training,
+    transfer,
+)
 from rfnlib.execution import Execution
 from rfnlib.minimizers import METHODS
 from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
+from rfnlib.subjects import Bench, Subject
 from rfnlib.transforms import GradientNorm, Neighbours
 
 DATASET = data.load("digits").subset(40)
@@ -227,3 +240,33 @@ def test_predictions_and_robustness_are_those_of_the_cpu(arch, device):
         y = transfer.predict(m, x, 5)  # so that something is robust
         found.append((y.cpu(), transfer.is_robust(m, x, y, attack, restarts=2).cpu()))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+PROBES = {
+    "clean": probes.Clean(), "transfer": probes.Transfer(attacks.BIM(eps=0.1, steps=2)),
+    "sharpness": probes.Sharpness(images=20, products=8, probes=2, deflate=2, level=2.2),
+    "robustness": probes.Robustness(images=20, steps=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_kind_of_measurement_gives_the_row_of_the_cpu(name, device, monkeypatch):
+    model, rows = network(), []
+    subject = Subject(SPEC, 4, 4, "history", model.state_dict(), {"passes": 4, "skipped": 0})
+    for at in (NAME, "cpu"):
+        monkeypatch.setattr(execution, "resolve", lambda *_, at=at, **__: Execution(at))
+        targets = [("digest", on(at, network("convmixer")))]
+        bench = Bench(TINY, DATASET.to(at), at, lambda role, targets=targets: targets)
+        rows.append(PROBES[name].row(bench, subject))
+    assert rows[0] == rows[1]
+
+
+def test_a_recipe_gives_the_row_of_the_cpu(device, monkeypatch, tmp_path):
+    rows, collected = [], list(training.train(SPEC, dataset=DATASET, cache=tmp_path, progress=False))
+    cost = {"passes": 8, "skipped": 0}
+    subject = Subject(SPEC, 8, 4, "history", collected[-1].weights(), cost, recipes.Averaged(), collected)
+    for at in (NAME, "cpu"):
+        monkeypatch.setattr(execution, "resolve", lambda *_, at=at, **__: Execution(at))
+        bench = Bench(TINY, DATASET.to(at), at, lambda role, at=at: [("digest", on(at, network("convmixer")))])
+        rows.append(PROBES["transfer"].row(bench, subject))
+    assert rows[0] == rows[1]
