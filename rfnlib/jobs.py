@@ -101,7 +101,7 @@ class Todo:
     @property
     def stale(self) -> bool:
         """Whether to look again; that is not done so often that it takes the time of a core."""
-        return time.monotonic() - self.looked > 20 * self.took
+        return time.monotonic() - self.looked > 50 * self.took
 
     def done(self, m: Measurement, epochs: Iterable[float]) -> None:
         """The rows of `m` at `epochs` are recorded."""
@@ -205,6 +205,7 @@ class _Run:
             return
         task.epochs.add(row["epoch"])
         self.lab.add(task.m, row, made)
+        self.todo.ledger.finish(task.m, (row["epoch"],))
 
     def _end(self, future: Future) -> None:
         task = self.running.pop(future.key)

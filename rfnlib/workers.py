@@ -39,7 +39,12 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 20,  # work that was killed goes on from its states, so try again
     "distributed.scheduler.work-stealing": False,  # nobody is given more than one thing to do
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.admin.tick.limit": "1h",  # a worker whose thread computes answers late; that is no news
+    "distributed.scheduler.worker-ttl": None,  # nor is one given up that is silent while it compiles
+    "distributed.admin.tick.limit": "1h",
+    # What watches the cluster would take its share of the cores.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "10s",
 }
 NICE = 5  # so that whoever sits before the machine does not notice
 
@@ -110,7 +115,10 @@ def cluster(workers: int | None = None, scheduler: str | None = None, device: st
     with tempfile.TemporaryDirectory(prefix="rfnlib-", ignore_cleanup_errors=True) as scratch:
         with dask.config.set(SETTINGS):
             processes = {i: _process(i, gpus, scratch) for i in range(workers)}
-            here = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+            here = {
+                "cls": Scheduler,
+                "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            }
             local = SpecCluster(processes, here, name="rfnlib", silence_logs="CRITICAL")
             try:
                 with _client(local) as client:

@@ -54,7 +54,7 @@ def test_run_fills_in_what_status_calls_missing(elsewhere, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "--scale", "labtop"], "scale is 'labtop'; give one of 'smoke', 'laptop', 'paper'."),
+        (["run", "--scale", "labtop"], "scale is 'labtop'; give one of 'smoke', 'laptop', 'gpu', 'paper'."),
         (["status", "--device", "tpu"], "device is 'tpu'; give one of 'auto', 'cpu', 'cuda'."),
         (["data", "svhn"], "no data set 'svhn'"),
         (["run", "--only", "C99"], "no study judges 'C99'"),

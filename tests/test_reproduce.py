@@ -138,7 +138,7 @@ def test_who_is_ended_ends_papermill_and_its_kernel(sent, status, folder, tmp_pa
 
 
 def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_path, capsys):
-    source = "import os\nassert 'RFN_RECORDS' not in os.environ and seeds == [0, 1, 2]"
+    source = "import os\nassert 'RFN_RECORDS' not in os.environ and seeds == [0, 1, 2, 3, 4]"
     write(folder, "01_one.ipynb", source)
     write(folder, "02_two.ipynb", "1 / 0")
     assert reproduce("laptop", only="01", out=tmp_path / "elsewhere") == 0
@@ -155,7 +155,7 @@ def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_p
         ({"scale": "smoke", "seeds": [True]}, "list of bool"),
         ({"scale": "smoke", "seeds": [0.5]}, "list of float"),
         ({"scale": "smoke", "device": 0}, "device is 0 (int)"),
-        ({"scale": 3}, "scale is 3; give one of 'smoke', 'laptop', 'paper'."),
+        ({"scale": 3}, "scale is 3; give one of 'smoke', 'laptop', 'gpu', 'paper'."),
         ({"scale": "smok"}, "scale is 'smok'"),
         ({"scale": "smoke", "mode": "rerun"}, "mode is 'rerun'; it can be 'replay' or 'run'"),
         ({"scale": "smoke", "only": "07"}, "No notebook begins with '07'; there are 01_one"),
