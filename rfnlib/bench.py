@@ -139,7 +139,8 @@ def crafted(device: str, say: Say, stems: Sequence[int] = (2, 1), n: int = 128, 
     """`BIM` against that of others and against bare loops, on the laptop scale's surrogate.
 
     "bare" asks for the gradient of the images alone, takes its sign and clips; "folded" does so on a network whose
-    batch norms are folded. The network is laid out as torch does by default. torchattack and torchattacks are measured where installed.
+    batch norms are folded. The network is laid out as torch does by default. torchattack and torchattacks are
+    measured where installed.
     """
     how, goals, dataset = execution.resolve(device), [], _random_data(n)
     x, y = data.to_float(dataset.train_images).to(how.device), dataset.train_labels.to(how.device)
