@@ -21,14 +21,11 @@ from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
-import pandas as pd
 
 from rfnlib.checks import require
 from rfnlib.intervals import Estimate, Influence, interval
-from rfnlib.lab import Lab
 
 WORDS = ("supported", "contradicted", "no effect", "inconclusive", "not testable")
-VERDICTS = ("holds", "does not hold", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class Claim:
         margin: a difference that would matter, in the unit of the estimate (points / 100, or a logarithm).
         unit: "points", "points a doubling", or "factor" (of an estimate that is a natural logarithm).
         non_inferiority: whether being no worse than by the margin is all that is claimed.
-        recorded: the verdict that the committed records support, by scale.
     """
 
     id: str
@@ -55,7 +51,6 @@ class Claim:
     margin: float
     unit: str = "points"
     non_inferiority: bool = False
-    recorded: tuple[tuple[str, str], ...] = (("laptop", "inconclusive"),)
 
 
 CLAIMS = {
@@ -291,87 +286,3 @@ def _holm(ps: Sequence[float], family: int | None = None) -> list[float]:
     corrected = np.empty(len(ps))
     corrected[ordered] = np.minimum(np.maximum.accumulate(steps * np.asarray(ps)[ordered]), 1)
     return corrected.tolist()
-
-
-# --- the former rule -----------------------------------------------------------------------------------------------
-
-
-class ClaimChanged(AssertionError):
-    """The committed records no longer support the recorded verdict."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison behind a verdict: a paired difference of success rates that should be positive."""
-
-    run: str
-    against: str
-    difference: Estimate  # at 95 %
-    guarded: Estimate  # at the level that allows for how many comparisons there are
-
-
-def verdict(findings: list[Finding]) -> str:
-    """Judge a claim that says every difference is positive.
-
-    *holds*: each is, at 95 % (all must be, so no correction is owed: an intersection-union test).
-    *does not hold*: one at least is negative, at 95 % for all of them together (Bonferroni).
-    *inconclusive*: anything else, and whatever rests on one seed, whose luck no interval covers.
-    """
-    if any(f.difference.seeds < 2 for f in findings):
-        return "inconclusive"
-    if all(f.difference.low > 0 for f in findings):
-        return "holds"
-    if any(f.guarded.high < 0 for f in findings):
-        return "does not hold"
-    return "inconclusive"
-
-
-def table(findings: list[Finding]) -> pd.DataFrame:
-    """The comparisons in points, for a reader."""
-    rows = []
-    for f in findings:
-        d = f.difference
-        sign = "positive" if d.low > 0 else "negative" if d.high < 0 else "open"
-        shown = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-        row = {
-            "run": f.run,
-            "against": f.against,
-            "points": f"{100 * d.value:+.1f}",
-            "95 % interval": shown,
-            "sign": sign,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows).set_index(["run", "against"])
-
-
-def factors(findings: list[Finding]) -> pd.DataFrame:
-    """Comparisons of logarithms as factors, for a reader: 2 is half as sharp after as before."""
-    rows = []
-    for f in findings:
-        d = f.difference
-        shown = f"{np.exp(d.low):.2f} to {np.exp(d.high):.2f}" if d.seeds > 1 else "one seed"
-        sign = "drops" if d.low > 0 else "rises" if d.high < 0 else "open"
-        rows.append({"run": f.run, "against": f.against, "drops by the factor": f"{np.exp(d.value):.2f}",
-                     "95 % interval": shown, "sign": sign})  # fmt: skip
-    return pd.DataFrame(rows).set_index(["run", "against"])
-
-
-def announce(claim: str, lab: Lab, findings: list[Finding]) -> str:
-    """The verdict line of a notebook, in words that do not depend on the last digit.
-
-    Raises:
-        ClaimChanged: in replay, the records of this scale support another verdict than the recorded one.
-    """
-    reached, seeds = verdict(findings), min(f.difference.seeds for f in findings)
-    recorded = dict(CLAIMS[claim].recorded).get(lab.scale.name)
-    if lab.mode == "replay" and list(lab.seeds) == list(lab.scale.seeds) and recorded != reached:
-        raise ClaimChanged(
-            f"{claim} at {lab.scale.name} scale is recorded as {recorded!r}, but its records say {reached!r}; "
-            "if the records are right, change `recorded` in rfnlib/claims.py."
-        )
-    return f"{claim}: {reached} ({lab.scale.name} scale, {counted_seeds(seeds)})"
-
-
-def counted_seeds(n: int) -> str:
-    """Such as "1 seed" or "3 seeds"."""
-    return f"{n} seed{'' if n == 1 else 's'}"

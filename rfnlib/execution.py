@@ -258,19 +258,23 @@ def choose(how: Execution, model: nn.Module, images: Tensor, work: int, cache: P
     if work < WORTH_MEASURING:
         return replace(how, compile=False)
     path = (cache or paths.cache_dir()) / "speeds" / f"{_key(how, model, images)}.json"
-    speeds, batches = _remembered(path), work / len(images)
-    if "eager" not in speeds:
-        speeds = _remember(path, {"eager": min(_seconds(_step(how, model, images), ROUNDS))})
-    if batches * speeds["eager"] * MOST_SAVED[how.device] < SECONDS_TO_COMPILE[how.device]:
+    found, batches = _remembered(path), work / len(images)
+    if "eager" not in found:
+        found = _remember(path, {"eager": min(_seconds(_step(how, model, images), ROUNDS))})
+    if batches * found["eager"] * MOST_SAVED[how.device] < SECONDS_TO_COMPILE[how.device]:
         return replace(how, compile=False)
-    if "compiled" not in speeds:
-        speeds = _remember(path, _measured(how, model, images))
-    saved = batches * (speeds["eager"] - speeds["compiled"])
-    return replace(how, compile=saved > speeds["compiling"])
+    if "compiled" not in found:
+        found = _remember(path, speeds(how, model, images))
+    saved = batches * (found["eager"] - found["compiled"])
+    return replace(how, compile=saved > found["compiling"])
 
 
-def _measured(how: Execution, model: nn.Module, images: Tensor) -> dict[str, float]:
-    """Seconds a batch, eager and compiled, turn by turn; and those that compiling took."""
+def speeds(how: Execution, model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Seconds a batch, `eager` and `compiled`, measured turn by turn; and those that `compiling` took.
+
+    Args:
+        how, model, images: as in `choose`.
+    """
     plain = _step(replace(how, compile=False), model, images)
     fast = _step(replace(how, compile=True, graphs=[]), model, images)
     try:

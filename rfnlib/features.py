@@ -56,7 +56,7 @@ from rfnlib.transforms import norms
 
 CHUNK = 500  # images made and written together
 
-RECIPE = 1  # raised when the same arguments would, by a change of the code, make other images
+NUMERICS_VERSION = 1  # raised when the same arguments would, by a change of the code, make other images
 BEYOND_CHANCE = 1e-6  # starting images are refused if so strong a tie to the labels is less likely than this
 
 Layer = str | Callable[[nn.Module, Tensor], Tensor] | None
@@ -484,7 +484,7 @@ def _built(
     require(is_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
     require(kind.replace("-", "").isalnum(), f"kind is {kind!r}; give a name of letters, digits and hyphens.")
     recipe |= {"chunk": chunk}  # which moves the last bits
-    name, labels = key("features", RECIPE, recipe), labels.cpu()
+    name, labels = key("features", NUMERICS_VERSION, recipe), labels.cpu()
     folder = (cache or paths.cache_dir()) / "features" / name
     spans = [slice(a, min(a + chunk, len(labels))) for a in range(0, len(labels), chunk)]
     parts = [_Part(name, folder, span.start, labels[span], data.image_shape) for span in spans]

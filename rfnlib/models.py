@@ -55,7 +55,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfnlib.checks import is_whole
+from rfnlib.checks import is_whole, require
 
 ImageShape = tuple[int, int, int]
 Body = tuple[list[nn.Module], int]
@@ -461,6 +461,28 @@ ARCHITECTURES: dict[str, Callable[..., Body]] = {
 PATCHED = ("convmixer", "vit")  # their first convolution cuts the image into patches
 
 
+def register(name: str, layers: Callable[..., Body]) -> None:
+    """Let specs and `build` know an architecture by its name.
+
+    >>> register("linear", lambda image_shape, width=0: ([nn.Flatten()], math.prod(image_shape)))  # doctest: +SKIP
+    >>> spec = TrainSpec("digits", "linear", Step(0.1), epochs=10)  # doctest: +SKIP
+
+    Args:
+        name: letters, digits, hyphens and underscores, free in `ARCHITECTURES`.
+        layers: a function from (C, H, W) and the keyword `width`, with the full form as its default, to the layers
+            that turn images into one vector each, and the length of that vector.
+
+    Raises:
+        ValueError: another kind of name, or one that is taken.
+    """
+    plain = isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum()
+    require(plain, f"the architecture's name is {name!r}; give letters, digits, hyphens and underscores.")
+    require(callable(layers), f"the layers of {name} are {layers!r}; give a function that makes them.")
+    free = ARCHITECTURES.get(name, layers) is layers
+    require(free, f"the architecture {name!r} is there already; give another name.")
+    ARCHITECTURES[name] = layers
+
+
 def build(
     arch: str,
     *,
@@ -473,25 +495,24 @@ def build(
 ) -> Network:
     """A freshly initialised network, a function of torch's global seed alone.
 
-    Parameters
-    ----------
-    arch : a name in `ARCHITECTURES`.
-    width : channels that the module's table says; None is the full published form.
-    stem : stride of the first convolution. 2 halves the image before anything else is computed, at about a quarter
-        of the cost; 1 is the usual form for small images. ConvMixer and ViT, which begin with patches, take 1 alone.
-    n_classes : number of logits.
-    image_shape : (C, H, W) of the images to come, sides of at least 4 pixels.
-    mean, std : of the pixels, in units of [0, 1], a channel or for all; None is 0 and 1.
-
     Convolutions start from He et al. (2015), fan-out; all else from PyTorch's defaults.
 
-    Raises
-    ------
-    ValueError : for an unknown name, and for numbers that make no network.
+    Args:
+        arch: a name in `ARCHITECTURES`.
+        width: channels that the module's table says; None: the full published form.
+        stem: stride of the first convolution. 2 halves the image before anything else is computed, at about a quarter
+            of the cost; 1 is the usual form for small images. ConvMixer and ViT, which begin with patches, take 1
+            alone.
+        n_classes: the number of logits.
+        image_shape: (C, H, W) of the images to come, sides of at least 4 pixels.
+        mean, std: of the pixels, in units of [0, 1], a channel or for all; None: 0 and 1.
+
+    Raises:
+        ValueError: an unknown name, or numbers that make no network.
     """
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"unknown architecture {arch!r}: choose one of {known}.")
+        raise ValueError(f"unknown architecture {arch!r}: choose one of {known}, or register it.")
     if width is not None:
         _require_count("width", width, "or None for the full published form")
     _require_count("n_classes", n_classes, "the number of labels of the data")

@@ -228,9 +228,11 @@ def _tuple(value: Any) -> Any:
 class Adversary:
     """Train on adversarial images: min_w E max_{‖δ‖ ≤ eps} L(w; x + δ, y), the inner maximum by gradient steps.
 
-    >>> Adversary("l2", 0.5, steps=7, step=0.1)                                    # PGD-7 (Madry et al. 2018, ICLR)
-    >>> Adversary("linf", 8 / 255, steps=1)                                        # "fast" (Wong et al. 2020, ICLR)
-    >>> Adversary("linf", 8 / 255, steps=1, random_start=False, replay=8)  # "free" (Shafahi et al. 2019, NeurIPS)
+    >>> madry = Adversary("l2", 0.5, steps=7, step=0.1)  # PGD-7 (Madry et al. 2018, ICLR)
+    >>> fast = Adversary("linf", 8 / 255, steps=1)  # Wong et al. 2020, ICLR
+    >>> free = Adversary("linf", 8 / 255, steps=1, random_start=False, replay=8)  # Shafahi et al. 2019, NeurIPS
+    >>> madry.passes, fast.passes, free.passes
+    (7, 1, 0)
 
     Attributes:
         norm: "linf" or "l2".

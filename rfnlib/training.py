@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -292,7 +292,8 @@ class _Training:
                 continue
             except DamagedSnapshot as error:
                 aside = path.with_suffix(".damaged")
-                path.replace(aside)
+                with suppress(FileNotFoundError):  # another process was faster
+                    path.replace(aside)
                 warnings.warn(
                     f"{path.name} is damaged ({error.why}); it is set aside as {aside.name}, and training goes on "
                     "from an earlier state.",

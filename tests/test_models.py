@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from rfnlib import data, models, training
 from rfnlib.models import ARCHITECTURES, Dense, Network, Residual, Sampled, build, conv, fit_strides
+from rfnlib.specs import Step, TrainSpec
 
 SHAPES = [(3, 32, 32), (1, 8, 8)]
 every_arch = pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -313,3 +315,35 @@ def test_narrow_strided_projections_are_the_convolutions_they_stand_for(c_in, st
     assert isinstance(layer, Sampled) == (c_in < 8)
     expected = F.conv2d(x, layer.weight, stride=stride)
     assert layer(x).shape == expected.shape and torch.allclose(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def tiny(image_shape, *, width=8):
+    """An architecture of one's own."""
+    layers = [models.conv_bn(image_shape[0], width), [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]]
+    return [layer for part in layers for layer in part], width
+
+
+def test_an_architecture_of_ones_own_trains_from_a_spec_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
+    models.register("tiny", tiny)
+    models.register("tiny", tiny)  # once more does no harm
+    digits = data.load("digits").subset(100)
+    spec = TrainSpec("digits", "tiny", Step(0.1), epochs=1, n_train=100, width=4, batch=50, stem=2)
+    (last,) = training.train(spec, dataset=digits, cache=tmp_path, device="cpu", compile=False, progress=False)
+    network = last.load_into(training.network(spec, digits))
+    assert network.head.in_features == 4 and network(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "said"),
+    [
+        ("../x", tiny, "name is '../x'; give letters"),
+        (3, tiny, "name is 3"),
+        ("resnet18", tiny, "'resnet18' is there already; give another name."),
+        ("new", None, "layers of new are None; give a function"),
+    ],
+)
+def test_an_architecture_that_cannot_be_registered_is_refused(name, layers, said):
+    with pytest.raises(ValueError, match=said):
+        models.register(name, layers)
+    assert "new" not in models.ARCHITECTURES

@@ -145,9 +145,9 @@ def test_each_claim_is_judged_in_one_notebook():
     judged = defaultdict(list)
     for path in NOTEBOOKS:
         printed = "".join(o.text for o in outputs(path) if o.get("name") == "stdout")
-        for claim in {line.split(":")[0] for line in VERDICT.findall(printed)}:
+        for claim in {line.split()[0] for line in VERDICT.findall(printed)}:
             judged[claim].append(path.name)
-    assert judged, "no notebook prints a verdict, such as 'C2: holds'"
+    assert judged, "no notebook prints a verdict, such as 'C2 supported: …'"
     for claim, where in judged.items():
         assert len(where) == 1, f"{claim} is judged in {' and '.join(where)}"
 

@@ -41,9 +41,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
     """One run of all that can happen to a notebook; each costs the start of a kernel."""
-    write(folder, "10_last.ipynb", "print('C9: inconclusive')", "pass")
-    write(folder, "02_fails.ipynb", "print('C2: holds')", "x = 1\n1 / 0", "print('C3: holds')")
-    write(folder, "03_exits.ipynb", "import sys\nsys.exit(0)", "print('C4: holds')")
+    write(folder, "10_last.ipynb", "print('C9 inconclusive: unsure')", "pass")
+    write(folder, "02_fails.ipynb", "print('C2 supported: yes')", "x = 1\n1 / 0", "print('C3 supported: yes')")
+    write(folder, "03_exits.ipynb", "import sys\nsys.exit(0)", "print('C4 supported: yes')")
     write(folder, "04_hangs.ipynb", "import time", "time.sleep(60)")
     write(
         folder,
@@ -53,7 +53,7 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
         "folders = {pathlib.Path(os.environ[f'RFN_{n}']).parent for n in ('FIGURES', 'RECORDS')}\n"
         "assert folders == {pathlib.Path('../build/smoke').resolve()}\n"
         "x = bytearray(300 * 2**20)",
-        "print('C1: holds')\nprint('C1b: does not hold, by far\\nC: no verdict')",
+        "print('C1 supported: yes')\nprint('C1b contradicted: by far\\nC: no verdict')",
     )
     stale = tmp_path / "build" / "smoke" / "records" / "old.json"
     stale.parent.mkdir(parents=True)
@@ -71,11 +71,11 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
     assert "FAILED at cell 3 of 4: SystemExit: 0" in progress
     assert "FAILED at cell 4 of 4: CellTimeoutError: A cell timed out" in progress
     rows = [line.split(maxsplit=4) for line in table.splitlines()]
-    assert [row[0] for row in rows] == ["notebook", *names[:1], "C1b:", *names[1:]]
+    assert [row[0] for row in rows] == ["notebook", *names[:1], "C1b", *names[1:]]
     assert [row[1] for row in rows if row[0] in names] == ["ok", "failed", "failed", "failed", "ok"]
-    assert rows[1][4] == "C1: holds" and rows[3][4] == "C2: holds"
+    assert rows[1][4] == "C1 supported: yes" and rows[3][4] == "C2 supported: yes"
     assert float(rows[1][3]) > float(rows[-1][3]) + 250  # peak memory is of one notebook alone
-    assert "C1b: does not hold, by far" in table and "no verdict" not in table
+    assert "C1b contradicted: by far" in table and "no verdict" not in table
     assert "2 of 5 notebooks ran to their end" in said
     assert not stale.exists(), "a finished smoke starts from nothing"
     executed = {path.stem for path in (tmp_path / "build" / "smoke").glob("*.ipynb")}
