@@ -233,6 +233,8 @@ def test_only_words_that_rest_on_a_p_value_can_fail_holms_correction():
         (verdict,) = claims.holm([judge("C4", estimate(*interval_))])
         assert verdict.survives == survives
         assert ("which it does not survive" in str(verdict)) != survives
+    at = [dataclasses.replace(judge("C4", estimate(0.001, 0.08)), holm=p).survives for p in (0.049, 0.05, 0.09)]
+    assert at == [True, False, False], "at 5 %, like the words"
 
 
 # ----------------------------------------------------------------------------------------- lines

@@ -191,6 +191,11 @@ def test_p_values_are_those_of_students_test_and_agree_with_the_interval(values,
         assert (got.p_below(null) < (1 - confidence) / 2) == (high < null)
 
 
+def test_p_values_are_about_the_middle_of_the_interval():
+    off = Estimate(0.0, 0.1, 0.05, 6.0, 5)
+    assert (off.p_above(0.02), off.p_below(0.02)) == pytest.approx((stats.t.sf(1.6, 6), stats.t.cdf(1.6, 6)))
+
+
 def test_an_estimate_without_error_is_certain():
     sure = Estimate(0.1, 0.1, 0.0, 1.0, 3)
     assert (sure.low, sure.high, sure.p_above(), sure.p_below()) == (0.1, 0.1, 0.0, 1.0)

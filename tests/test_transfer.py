@@ -165,6 +165,17 @@ def test_the_standard_error_over_counted_images_is_the_binomial_one():
     assert rate.freedom == pytest.approx(rate.images - 1)
 
 
+@pytest.mark.parametrize("random_targets", [False, True])
+def test_images_that_do_not_count_do_not_matter(random_targets):
+    hits = random_hits(3, 80, 3, seed=2)
+    kept = ~hits.clean_wrong.any(1)
+    assert not kept.all()
+    alone = Hits(hits.adv_wrong[:, kept], hits.clean_wrong[kept], hits.surrogate_wrong[:, kept])
+    got, expected = (interval(influence(h), random_targets=random_targets) for h in (hits, alone))
+    for name in ("value", "centre", "error", "freedom", "images"):
+        assert getattr(got, name) == pytest.approx(getattr(expected, name)), name
+
+
 def covered(draw, truth: float, repeats: int = 400) -> float:
     inside = 0
     for seed in range(repeats):
