@@ -138,6 +138,7 @@ class Scale:
         test_images, validation_images: attacked: two disjoint draws from the test set.
         accuracy_images: natural accuracy is taken on these.
         seeds: of the judged surrogates. `pilots`: those that gates and choices are made by, never judged.
+        minimizers: those of claim C5 that are compared, of the seven in `studies.pilots`.
         rhos: radii of the sweep, the first that of SAM, the others RFN's candidates.
         other_eps: other radii of the attack at which the main surrogates are compared.
         every: surrogates are attacked every so many epochs, and after each decay of a step schedule at the offsets
@@ -169,6 +170,7 @@ class Scale:
     robustness: Robustness
     features: FeatureStudy
     rivals: RivalStudy
+    minimizers: tuple[str, ...] = ("SAM", "ASAM", "GSAM", "LookSAM", "GAM", "WASAM", "SWA")
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
     other_eps: tuple[float, ...] = (2 / 255, 8 / 255)
     every: int = 1
@@ -309,6 +311,7 @@ SMOKE = Scale(
     rivals=RivalStudy(
         epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, techniques=("MI", "DI", "SGM")
     ),
+    minimizers=("SAM", "ASAM", "SWA"),
     rhos=(0.05, 0.2),
     other_eps=(20 / 255,),
     fine=(0.5,),
@@ -320,7 +323,7 @@ LAPTOP = Scale(
     name="laptop",
     data="cifar10",
     n_train=12_000,
-    surrogates=(Arch("resnet18", 16, stem=2), Arch("vgg11", 16)),
+    surrogates=(Arch("resnet18", 16, stem=2), Arch("vgg11", 16, stem=2)),
     epochs=100,
     lr=0.1,
     batch=128,
@@ -348,10 +351,10 @@ LAPTOP = Scale(
     seeds=(0, 1, 2, 3, 4),
     pilots=(100, 101),
     sharpness=Sharpness(images=512),
-    sharp_every=10,
+    sharp_every=20,
     robustness=Robustness(images=500),
     features=FeatureStudy(
-        arch=Arch("vgg11", 16),
+        arch=Arch("resnet18", 16, stem=2),
         steps=20,
         tried=(5, 40),
         step=0.5,
@@ -365,7 +368,7 @@ LAPTOP = Scale(
     rivals=RivalStudy(
         epochs=10, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.03, 0.05, 0.1, 0.25)), neighbours=5
     ),
-    rhos=(0.05, 0.1, 0.2, 0.3, 0.4),
+    rhos=(0.05, 0.1, 0.2, 0.4),
     every=4,
     fine=(0.25, 0.5, 1.0, 3.0, 4.0, 6.0),
     judged_after=2.0,

@@ -12,6 +12,7 @@ from rfnlib.studies import pilots
 
 SCALE = replace(
     scales.SMOKE,
+    minimizers=scales.LAPTOP.minimizers,
     epochs=20,
     decays=(8, 10),
     standard=(10, 15),

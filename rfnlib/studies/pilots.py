@@ -44,10 +44,10 @@ def sam(scale: Scale, rho: float, seed: int, arch: Arch | None = None) -> TrainS
 
 
 def minimizers(scale: Scale) -> dict[str, Minimizer]:
-    """The seven minimizers of claim C5 at their usual settings; those that average weights begin halfway."""
+    """The minimizers of claim C5 that the scale compares, at their usual settings; those that average begin halfway."""
     usual = {"SAM": scale.rhos[0], "ASAM": 0.5, "GSAM": 0.05, "LookSAM": 0.1, "GAM": 0.2, "WASAM": 0.05, "SWA": 0.0}
     half = float(scale.epochs // 2)
-    return {m: Minimizer(m, rho, average_from=half if method(m).averages else None) for m, rho in usual.items()}
+    return {m: Minimizer(m, usual[m], average_from=half if method(m).averages else None) for m in scale.minimizers}
 
 
 def slight(scale: Scale, adversary: Adversary, seed: int) -> TrainSpec:
