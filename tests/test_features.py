@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfnlib import built, data, features, models, training
+from rfnlib import bricks, built, data, features, models, training
 from rfnlib.built import DamagedFeatures, FeatureError
 from rfnlib.specs import Step, TrainSpec
 
@@ -20,7 +20,7 @@ FEW = {"steps": 6, "chunk": 25, "progress": False}
 OUTSIDE = math.sqrt(64) / 510  # how far rounding can move a digit
 
 
-def network(seed: int = 0) -> models.Network:
+def network(seed: int = 0) -> bricks.Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build("cnn", width=2, image_shape=(1, 8, 8), mean=DIGITS.mean, std=DIGITS.std)

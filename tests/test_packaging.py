@@ -24,7 +24,7 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = {
     "ground": "paths progress checks files keys execution",
-    "materials": "specs data fetch models",
+    "materials": "specs data fetch bricks models",
     "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
     "lanczos",
     "procedures": "adversaries objectives snapshots training transfer intervals",
@@ -53,6 +53,7 @@ TESTED_BY = {
     "built": ("test_features", "holds what `features` builds"),
     "lanczos": ("test_sharpness", "is compared with dense algebra where sharpness is"),
     "landscape": ("test_sharpness", "is compared with dense algebra where sharpness is"),
+    "bricks": ("test_models", "holds the parts of what is built there"),
     "scale": ("test_scales", "is what every scale is"),
     "costs": ("test_jobs", "decides what runs at the same time, and how long it will take"),
     "workers": ("test_jobs", "are the processes that a run starts, and kills"),
