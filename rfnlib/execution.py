@@ -260,7 +260,7 @@ def choose(how: Execution, model: nn.Module, images: Tensor, work: int, cache: P
     path = (cache or paths.cache_dir()) / "speeds" / f"{_key(how, model, images)}.json"
     found, batches = _remembered(path), work / len(images)
     if "eager" not in found:
-        found = _remember(path, {"eager": min(_seconds(_step(how, model, images), ROUNDS))})
+        found = _remember(path, {"eager": min(_seconds(_step(how, model, images), ROUNDS, _clock(how)))})
     if batches * found["eager"] * MOST_SAVED[how.device] < SECONDS_TO_COMPILE[how.device]:
         return replace(how, compile=False)
     if "compiled" not in found:
@@ -278,10 +278,10 @@ def speeds(how: Execution, model: nn.Module, images: Tensor) -> dict[str, float]
     plain = _step(replace(how, compile=False), model, images)
     fast = _step(replace(how, compile=True, graphs=[]), model, images)
     try:
-        (compiling,) = _seconds(fast, 1)
+        (compiling,) = _seconds(fast, 1, time.perf_counter)
     except RuntimeError:  # torch's compiler has no common error; whatever it was, eager code works
-        return {"eager": min(_seconds(plain, ROUNDS)), "compiled": float("inf"), "compiling": 0.0}
-    turns = [(*_seconds(plain, 1), *_seconds(fast, 1)) for _ in range(ROUNDS + 1)]
+        return {"eager": min(_seconds(plain, ROUNDS, _clock(how))), "compiled": float("inf"), "compiling": 0.0}
+    turns = [(*_seconds(plain, 1, _clock(how)), *_seconds(fast, 1, _clock(how))) for _ in range(ROUNDS + 1)]
     eager, compiled = (min(taken) for taken in zip(*turns, strict=True))
     return {"eager": eager, "compiled": compiled, "compiling": compiling}
 
@@ -304,13 +304,18 @@ def _step(how: Execution, model: nn.Module, images: Tensor) -> Callable[[], None
     return step
 
 
-def _seconds(step: Callable[[], None], times: int) -> list[float]:
+def _clock(how: Execution) -> Callable[[], float]:
+    """Seconds: a CPU's are those that it spent on this process, a thread, so that other processes count little."""
+    return time.perf_counter if how.device == "cuda" else lambda: time.process_time() / torch.get_num_threads()
+
+
+def _seconds(step: Callable[[], None], times: int, clock: Callable[[], float]) -> list[float]:
     """What each of `times` steps takes. The least is the one to trust: other work on the machine only adds."""
     taken = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = clock()
         step()
-        taken.append(time.perf_counter() - start)
+        taken.append(clock() - start)
     return taken
 
 

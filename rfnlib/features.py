@@ -29,49 +29,26 @@ Give `TrainSpec` the name of the built set, as above: it holds the key, so that 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from scipy import stats
 from torch import Tensor, nn
 
-from rfnlib import checks, execution, paths
+from rfnlib import execution
 from rfnlib.attacks import IterativeAttack, frozen
+from rfnlib.built import CHUNK, Tick, built, digest_of, model_digest, require
 from rfnlib.checks import is_number, is_whole
 from rfnlib.data import Dataset, to_float
-from rfnlib.files import write_atomic
 from rfnlib.keys import key
-from rfnlib.progress import Progress
 from rfnlib.specs import FeatureSet
 from rfnlib.transforms import norms
 
-CHUNK = 500  # images made and written together
-
-NUMERICS_VERSION = 1  # raised when the same arguments would, by a change of the code, make other images
 BEYOND_CHANCE = 1e-6  # starting images are refused if so strong a tie to the labels is less likely than this
 
 Layer = str | Callable[[nn.Module, Tensor], Tensor] | None
-Tick = Callable[[], None]
-
-
-class FeatureError(ValueError):
-    """Arguments that no data set can be built from."""
-
-
-require = partial(checks.require, error=FeatureError)
-
-
-class DamagedFeatures(FeatureError):
-    """A file of a built data set that cannot be read, or is not what its name says."""
 
 
 # --- the three data sets -----------------------------------------------------------------------------------
@@ -123,9 +100,9 @@ def robust_dataset(
     chosen = execution.resolve(device.type, precision, compile, False)
     features = Features(model, layer)
     began = _starts(data, starts, seed)
-    recipe = {
-        "set": "inverted features", "model": digest(model), "layer": features.name, "data": data.digest,
-        "starts": _digest([began]), "steps": steps, "step": step, "precision": chosen.precision,
+    settings = {
+        "set": "inverted features", "model": model_digest(model), "layer": features.name, "data": data.digest,
+        "starts": digest_of([began]), "steps": steps, "step": step, "precision": chosen.precision,
     }  # fmt: skip
 
     @functools.cache  # not before there is something to build
@@ -148,7 +125,7 @@ def robust_dataset(
 
     with frozen([features]), torch.no_grad():
         features(to_float(data.train_images[:2].to(device)))  # fails before anything long has begun
-    return _built(data, kind, recipe, data.train_labels, make, ticks=steps, **how)
+    return built(data, kind, settings, data.train_labels, make, ticks=steps, **how)
 
 
 def build(wanted: FeatureSet, model: nn.Module, data: Dataset, **how: Any) -> Dataset:
@@ -218,8 +195,8 @@ def _towards(
 ) -> Dataset:
     _check_images(data)
     attack, device = IterativeAttack(eps, step, steps, "l2", targeted=True), _device(model)
-    recipe = {
-        "set": "targeted", "model": digest(model), "data": data.digest, "targets": _digest([targets]),
+    settings = {
+        "set": "targeted", "model": model_digest(model), "data": data.digest, "targets": digest_of([targets]),
         "eps": attack.radius, "step": attack.step_size, "steps": attack.steps,
     }  # fmt: skip
 
@@ -229,7 +206,7 @@ def _towards(
         tick()
         return made
 
-    return _built(data, kind, recipe, targets, make, **how)
+    return built(data, kind, settings, targets, make, **how)
 
 
 # --- inverting features ------------------------------------------------------------------------------------
@@ -421,105 +398,6 @@ def image_tie(images: Tensor, labels: Tensor, permutations: int = 100) -> float:
     null = np.array([between(labels[torch.randperm(len(labels), generator=drawn)]) for _ in range(permutations)])
     scale = null.var(ddof=1) / null.mean()
     return float(stats.gamma.sf(between(labels), null.mean() / scale, scale=scale)) if scale > 0 else 1.0
-
-
-# --- building, keeping, reading ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A chunk of a built set: the images from `first` on, with their `labels`, in a file of the folder `name`."""
-
-    name: str
-    folder: Path
-    first: int
-    labels: Tensor
-    image_shape: tuple[int, ...]
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.first:07d}.safetensors"
-
-    def write(self, images: Tensor, recipe: dict[str, Any]) -> None:
-        tensors = {"images": (images * 255).round().to(torch.uint8).cpu().contiguous(), "labels": self.labels}
-        how = {"torch": torch.__version__, "processor": execution.cpu_name(), "device": images.device.type}
-        about = {"key": self.name, "first": self.first, "sha256": _digest(tensors.values()), "recipe": recipe, **how}
-        write_atomic(self.path, save(tensors, {"rfnlib": json.dumps(about)}))
-
-    def read(self) -> Tensor:
-        """uint8 (n, C, H, W), checked."""
-        try:
-            with safe_open(self.path, "pt") as f:
-                about = json.loads((f.metadata() or {}).get("rfnlib", "{}"))
-                tensors = {name: f.get_tensor(name) for name in ("images", "labels")}
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise self._damaged(str(error)) from error
-        if about.get("sha256") != _digest(tensors.values()):
-            raise self._damaged("its content is not what was written")
-        images, same = tensors["images"], (about.get("key"), about.get("first")) == (self.name, self.first)
-        fits = images.dtype == torch.uint8 and images.shape == (len(self.labels), *self.image_shape)
-        if not (same and fits and torch.equal(tensors["labels"], self.labels)):
-            raise self._damaged("it belongs to another data set")
-        return images
-
-    def _damaged(self, why: str) -> DamagedFeatures:
-        where = f"{self.folder.name}/{self.path.name}"
-        return DamagedFeatures(f"{where} is damaged ({why}); delete it, and it is made again.")
-
-
-def _built(
-    data: Dataset,
-    kind: str,
-    recipe: dict[str, Any],
-    labels: Tensor,
-    make: Callable[[slice, Tick], Tensor],
-    *,
-    ticks: int = 1,
-    chunk: int = CHUNK,
-    cache: Path | None = None,
-    progress: bool = True,
-    tick: Tick = lambda: None,
-) -> Dataset:
-    """The data set whose images `make` makes, a chunk at a time, those that are not on disk."""
-    require(is_whole(chunk, 1), f"chunk is {chunk!r}; give an integer of at least 1.")
-    require(kind.replace("-", "").isalnum(), f"kind is {kind!r}; give a name of letters, digits and hyphens.")
-    recipe |= {"chunk": chunk}  # which moves the last bits
-    name, labels = key("features", NUMERICS_VERSION, recipe), labels.cpu()
-    folder = (cache or paths.cache_dir()) / "features" / name
-    spans = [slice(a, min(a + chunk, len(labels))) for a in range(0, len(labels), chunk)]
-    parts = [_Part(name, folder, span.start, labels[span], data.image_shape) for span in spans]
-    missing = [part for part in parts if not part.path.exists()]
-    with Progress(max(1, len(missing) * ticks), f"{data.name}-{kind}", progress) as bar:
-        for number, part in enumerate(missing, 1):
-            note = f"chunk {number} of {len(missing)}"
-            span = slice(part.first, part.first + len(part.labels))
-            part.write(make(span, lambda note=note: bar.advance(1, note)), recipe)
-            tick()
-    images = torch.cat([part.read() for part in parts])
-    device = data.train_labels.device
-    contents = [images, labels, data.test_images, data.test_labels]
-    return replace(
-        data,
-        name=f"{data.name}-{kind}-{name}",
-        built_from=data.name,
-        train_images=images.to(device),
-        train_labels=labels.to(device),
-        checksum=_digest(contents),
-    )
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 of a model's structure, parameters and buffers."""
-    state = model.state_dict()
-    return _digest(state.values(), repr(model), *state)
-
-
-def _digest(tensors: Iterable[Tensor], *words: object) -> str:
-    found = hashlib.sha256(repr(words).encode())
-    for t in tensors:
-        found.update(f"{t.dtype} {tuple(t.shape)}".encode())
-        found.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def _generator(*names: object) -> torch.Generator:

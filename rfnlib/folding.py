@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from rfnlib.models import Sampled
+from rfnlib.bricks import Sampled
 
 LAYERS: dict[type, type] = {nn.Conv2d: nn.BatchNorm2d, Sampled: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
 """Layer -> the norm that may follow it. Subclasses may mean something else by `forward`, and are left alone."""

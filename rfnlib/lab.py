@@ -21,6 +21,7 @@ from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
 from rfnlib.recipes import collected
+from rfnlib.scale import STANDARD, Scale, Target
 from rfnlib.specs import FeatureSet, TrainSpec, said
 from rfnlib.subjects import Bench, Subject
 from rfnlib.transforms import named
@@ -48,7 +49,7 @@ class Lab:
 
     def __init__(
         self,
-        scale: str | scales.Scale = "laptop",
+        scale: str | Scale = "laptop",
         mode: str = "replay",
         seeds: Sequence[int] | None = None,
         device: str = "auto",
@@ -58,14 +59,14 @@ class Lab:
         tick: Callable[[], None] = lambda: None,
     ):
         require(mode in MODES, f"mode is {mode!r}; give one of {', '.join(map(repr, MODES))}.")
-        self.scale = scale if isinstance(scale, scales.Scale) else scales.get(scale)
+        self.scale = scale if isinstance(scale, Scale) else scales.get(scale)
         self.mode = mode
         given = self.scale.seeds if seeds is None else seeds
         whole = isinstance(given, Sequence) and all(is_whole(s, 0, 999) for s in given)
         require(
             whole and given and len(set(given)) == len(given),
-            f"seeds is {seeds!r}; give one or more different integers from 0 to 999 in a list, such as [0, 1] (papermill "
-            "takes one as -y 'seeds: [0, 1]'; -p makes text of it).",
+            f"seeds is {seeds!r}; give one or more different integers from 0 to 999 in a list, such as [0, 1] "
+            "(papermill takes one as -y 'seeds: [0, 1]'; -p makes text of it).",
         )
         self.seeds = list(given)
         self.device = execution.resolve(device).device
@@ -131,20 +132,21 @@ class Lab:
         return view
 
     def target_table(self, *roles: str) -> pd.DataFrame:
-        """Each target of these roles (none: the standard ones) with its natural accuracy, on test and training images."""
-        targets = [t for t in self.scale.targets if t.role in (roles or scales.STANDARD)]
+        """Each target of `roles` (none: the standard ones) with its natural accuracy, on test and training images."""
+        targets = [t for t in self.scale.targets if t.role in (roles or STANDARD)]
         rows = [(t, self._clean_record(t).rows[-1]) for t in sorted(targets, key=lambda t: t.role != "test")]
         return pd.DataFrame(
             [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"],
               "training accuracy": r["train_accuracy"]} for t, r in rows]
         ).set_index("target")  # fmt: skip
 
-    def clean(self, against: str) -> tuple[list[scales.Target], np.ndarray, list[str]]:
-        """The targets `against` which is attacked, their errors on clean images (images, targets), and their digests."""
+    def clean(self, against: str) -> tuple[list[Target], np.ndarray, list[str]]:
+        """The targets that `against` names, their errors on clean images (images, targets), and their digests."""
         targets = self.scale.targets_of(against)
         rows = [self._clean_record(t).rows[-1] for t in targets]
         n = self.scale.test_images + self.scale.validation_images
-        return targets, np.stack([records.unpack(r["clean_wrong"], (n,)) for r in rows], 1), [r["weights"] for r in rows]
+        wrong = np.stack([records.unpack(r["clean_wrong"], (n,)) for r in rows], 1)
+        return targets, wrong, [r["weights"] for r in rows]
 
     def source(self) -> str:
         """Where the numbers come from, in one line for the reader."""
@@ -250,7 +252,7 @@ class Lab:
 
     # --- targets -----------------------------------------------------------------------------------
 
-    def _clean_record(self, target: scales.Target) -> records.Record:
+    def _clean_record(self, target: Target) -> records.Record:
         return self.measure(self.scale.clean(target))
 
     def _released(self, spec: TrainSpec) -> Subject:
@@ -277,9 +279,9 @@ class Lab:
             subject = self._released(self.scale.target(target))
             if subject.digest != digest:
                 raise records.BadRecord(
-                    f"target {target.name} has other weights ({subject.digest}) than those that were recorded ({digest}), "
-                    f"so that hits on it would be counted against another network's errors; restore its file in "
-                    f"{self.weights}, or delete that file and the records of {self.scale.name} scale."
+                    f"target {target.name} has other weights ({subject.digest}) than those that were recorded "
+                    f"({digest}), so that hits on it would be counted against another network's errors; restore its "
+                    f"file in {self.weights}, or delete that file and the records of {self.scale.name} scale."
                 )
             found.append((digest, self.bench.network(subject)))
         return found
@@ -292,7 +294,7 @@ class Lab:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
     def dataset(self, wanted: FeatureSet | None = None) -> data.Dataset:
-        """The scale's data set, or the set of features `wanted`: from the cache, or built, its network trained first."""
+        """The scale's data set, or the set of features `wanted`: from the cache, or built, its network first."""
         if wanted is None:
             return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
         (last,) = self._train(wanted.model, [wanted.model.epochs])

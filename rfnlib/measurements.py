@@ -18,7 +18,7 @@ from rfnlib.specs import TrainSpec, said
 
 if TYPE_CHECKING:
     from rfnlib.probes import Probe
-    from rfnlib.scales import Scale
+    from rfnlib.scale import Scale
 
 
 @dataclass(frozen=True)

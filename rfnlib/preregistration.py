@@ -18,7 +18,7 @@ import pandas as pd
 from rfnlib import claims, paths, scales, words
 from rfnlib.keys import key
 from rfnlib.lab import Lab
-from rfnlib.scales import Scale, Target
+from rfnlib.scale import Scale, Target
 from rfnlib.studies import pilots, rfn_gains
 
 FILE = "PREREGISTRATION.md"

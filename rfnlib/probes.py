@@ -32,7 +32,7 @@ from rfnlib.surrogates import Cycle, Ensemble
 if TYPE_CHECKING:
     from rfnlib.lab import Lab
     from rfnlib.measurements import Arm, At, Measurement
-    from rfnlib.scales import Scale
+    from rfnlib.scale import Scale
     from rfnlib.subjects import Bench, Subject
 
 Row = dict[str, Any]
@@ -220,7 +220,8 @@ class Sharpness:
 
     def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> SharpnessCurve:
         # None stands for a value that is not defined there; as a float it is NaN.
-        names = (*self.measures, *(f"{m}_error" for m in self.measures), "loss", "accuracy", "train_accuracy", "train_loss")
+        errors = [f"{m}_error" for m in self.measures]
+        names = (*self.measures, *errors, "loss", "accuracy", "train_accuracy", "train_loss")
         values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in names}
         return SharpnessCurve(arm.name, arm.specs[0], at.epochs, values)
 

@@ -6,12 +6,13 @@ import re
 
 from rfnlib import claims, paths, scales, studies
 from rfnlib.lab import Lab, MissingRecord
+from rfnlib.scale import Scale
 from rfnlib.studies import pilots
 
 MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end -->)", re.DOTALL)
 
 
-def judging() -> list[scales.Scale]:
+def judging() -> list[Scale]:
     """The scales that verdicts can be read at: one seed decides nothing."""
     return [scale for scale in scales.SCALES.values() if len(scale.seeds) > 1]
 

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from rfnlib import paths
 
 if TYPE_CHECKING:
-    from rfnlib.scales import Scale
+    from rfnlib.scale import Scale
 
 PARAMETERS = ("mode", "scale", "seeds", "device")
 MODES = ("replay", "run")

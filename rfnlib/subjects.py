@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rfnlib import data, execution, records, training, transfer
 from rfnlib.keys import stream
 from rfnlib.recipes import Recipe
-from rfnlib.scales import Scale
+from rfnlib.scale import Scale
 from rfnlib.snapshots import Snapshot, weights_digest
 from rfnlib.specs import TrainSpec
 

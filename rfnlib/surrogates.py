@@ -51,8 +51,8 @@ import torch
 from torch import Tensor, nn
 
 from rfnlib.attacks import Function, at_iteration
+from rfnlib.bricks import Dense, Residual
 from rfnlib.minimizers import update_batchnorm
-from rfnlib.models import Dense, Residual
 from rfnlib.transforms import Batch, require, require_number, require_seed, require_whole
 
 State = Mapping[str, Tensor]  # a state dict

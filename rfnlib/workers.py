@@ -29,7 +29,7 @@ from rfnlib import records
 from rfnlib.checks import require
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
-from rfnlib.scales import Scale
+from rfnlib.scale import Scale
 
 # BLAS and OpenMP read these when they are loaded. What else Dask would set there, glibc's trim threshold, makes torch
 # ask the system for every tensor anew, so it is left out.

@@ -16,7 +16,7 @@ from torch import Tensor
 from rfnlib import scales, training
 from rfnlib.attacks import BIM
 from rfnlib.data import Dataset
-from rfnlib.scales import Arch, Target
+from rfnlib.scale import Arch, Target
 from rfnlib.specs import TrainSpec
 
 TINY = replace(

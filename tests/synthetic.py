@@ -14,7 +14,7 @@ import numpy as np
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import MissingRecord
 from rfnlib.measurements import Arm
-from rfnlib.scales import Scale
+from rfnlib.scale import Scale
 from rfnlib.transfer import Hits
 
 Rate = Callable[[str, float], float]

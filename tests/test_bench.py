@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from rfnlib import bench, execution, scales
+from rfnlib.scale import Arch
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     sharpness = dataclasses.replace(scales.LAPTOP.sharpness, images=12)
-    small = {"batch": 4, "surrogates": (scales.Arch("resnet18", 4),), "sharpness": sharpness}
+    small = {"batch": 4, "surrogates": (Arch("resnet18", 4),), "sharpness": sharpness}
     monkeypatch.setattr(scales, "LAPTOP", dataclasses.replace(scales.LAPTOP, n_train=20, **small))
     monkeypatch.setattr(bench, "ROUNDS", 1)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfnlib import data, features, models, training
-from rfnlib.features import DamagedFeatures, FeatureError
+from rfnlib import bricks, built, data, features, models, training
+from rfnlib.built import DamagedFeatures, FeatureError
 from rfnlib.specs import Step, TrainSpec
 
 DIGITS = data.load("digits").subset(60)
@@ -20,7 +20,7 @@ FEW = {"steps": 6, "chunk": 25, "progress": False}
 OUTSIDE = math.sqrt(64) / 510  # how far rounding can move a digit
 
 
-def network(seed: int = 0) -> models.Network:
+def network(seed: int = 0) -> bricks.Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build("cnn", width=2, image_shape=(1, 8, 8), mean=DIGITS.mean, std=DIGITS.std)
@@ -215,7 +215,7 @@ def test_interrupted_after_any_chunk_it_ends_with_the_same_bits(kind, tmp_path):
 @pytest.mark.parametrize("at", [0, 5, 6, 10, 17])
 def test_interrupted_within_a_chunk_it_keeps_those_before(at, tmp_path, monkeypatch):
     whole = invert_digits(tmp_path / "whole")
-    calls, advance = [], features.Progress.advance
+    calls, advance = [], built.Progress.advance
 
     def stop(self, *args):
         calls.append(args)
@@ -224,7 +224,7 @@ def test_interrupted_within_a_chunk_it_keeps_those_before(at, tmp_path, monkeypa
         advance(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(features.Progress, "advance", stop)
+        patched.setattr(built.Progress, "advance", stop)
         with pytest.raises(KeyboardInterrupt):
             invert_digits(tmp_path / "stopped")
     assert len(files(tmp_path / "stopped")) == at // 6
@@ -245,8 +245,8 @@ def test_only_missing_chunks_are_made_and_counted(tmp_path, monkeypatch):
     sorted((tmp_path / "features").rglob("*.safetensors"))[1].unlink()
     totals, made, invert = [], [], features.invert
     monkeypatch.setattr(features, "invert", lambda g, x, *rest: made.append(len(x)) or invert(g, x, *rest))
-    init = features.Progress.__init__
-    monkeypatch.setattr(features.Progress, "__init__", lambda self, n, *rest: totals.append(n) or init(self, n, *rest))
+    init = built.Progress.__init__
+    monkeypatch.setattr(built.Progress, "__init__", lambda self, n, *rest: totals.append(n) or init(self, n, *rest))
     invert_digits(tmp_path)
     assert made == [25] and totals == [6]
 

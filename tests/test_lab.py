@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from scenes import TINY
 
-from rfnlib import data, execution, keys, models, records, scales, training, zoo
+from rfnlib import data, execution, keys, models, records, training, zoo
 from rfnlib.attacks import IterativeAttack
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Measurement, by_seed
 from rfnlib.records import BadRecord
+from rfnlib.scale import Scale
 from rfnlib.snapshots import DamagedSnapshot, Snapshot
 from rfnlib.studies import lr_decay
 
@@ -46,7 +47,7 @@ def attacks(monkeypatch) -> list[int]:
 class Place:
     folder: Path
 
-    def lab(self, mode: str = "run", scale: scales.Scale = TINY, **options) -> Lab:
+    def lab(self, mode: str = "run", scale: Scale = TINY, **options) -> Lab:
         where = {name: self.folder / name.removesuffix("_dir") for name in ("records_dir", "cache_dir", "weights_dir")}
         return Lab(scale, mode, device="cpu", **where, **options)
 

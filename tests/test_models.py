@@ -9,7 +9,8 @@ from torch import nn
 from torch.func import functional_call
 
 from rfnlib import data, models, training
-from rfnlib.models import ARCHITECTURES, Dense, Network, Residual, Sampled, build, conv, fit_strides
+from rfnlib.bricks import Dense, Network, Residual, Sampled, conv, fit_strides
+from rfnlib.models import ARCHITECTURES, build
 from rfnlib.specs import Step, TrainSpec
 
 SHAPES = [(3, 32, 32), (1, 8, 8)]

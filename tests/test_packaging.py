@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -21,17 +22,48 @@ TORCHVISION_FOR = {"2.6": "0.21", "2.7": "0.22", "2.8": "0.23", "2.9": "0.24", "
 TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
-FLOORS = (
-    {"paths", "progress", "checks", "keys", "specs", "files", "execution"},
-    {"data", "fetch", "models"},
-    {"vectors", "buffers", "sam"},
-    {"minimizers", "attacks", "transforms", "surrogates", "features", "sharpness", "landscape", "lanczos"},
-    {"adversaries", "objectives", "training", "transfer", "intervals"},
-    {"recipes", "records", "scales", "series", "probes", "lab", "experiments", "jobs"},
-    {"claims", "findings", "rivalry", "plots"},
-    {"reproduce", "bench", "readme", "preregistration", "__main__", "__init__"},
-)
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+FLOORS = {
+    "ground": "paths progress checks files keys execution",
+    "materials": "specs data fetch bricks models",
+    "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
+    "lanczos",
+    "procedures": "adversaries objectives snapshots training transfer intervals",
+    "experiment": "recipes records zoo curves measurements probes scale scales subjects lab costs workers",
+    "presentation": "claims words plots.__init__ plots.style plots.examples plots.lr_decay plots.sharpness_drop "
+    "plots.rfn_gains plots.state_of_the_art plots.features",
+    "studies": "studies.__init__ studies.pilots studies.lr_decay studies.sharpness_drop studies.rfn_gains "
+    "studies.state_of_the_art studies.features",
+    "doors": "jobs status reproduce bench readme preregistration __main__ __init__",
+}
+FLOOR = {module: number for number, modules in enumerate(FLOORS.values()) for module in modules.split()}
+MODULES = {
+    ".".join(path.relative_to(ROOT / "rfnlib").with_suffix("").parts): path
+    for path in sorted((ROOT / "rfnlib").rglob("*.py"))
+}
+MOST_LINES = 320  # of code a module
+
+# Modules whose tests have another name, and what tests them instead.
+TESTED_BY = {
+    "__init__": ("test_packaging", "holds the version alone"),
+    "__main__": ("test_cli", "is the command line"),
+    "status": ("test_cli", "is what `python -m rfnlib status` prints"),
+    "vectors": ("test_minimizers", "is a part of every minimizer, held by its closed forms"),
+    "buffers": ("test_minimizers", "is a part of every minimizer, held by BatchNorm's statistics"),
+    "sam": ("test_minimizers", "is the step that all of them share, compared with other implementations"),
+    "built": ("test_features", "holds what `features` builds"),
+    "lanczos": ("test_sharpness", "is compared with dense algebra where sharpness is"),
+    "landscape": ("test_sharpness", "is compared with dense algebra where sharpness is"),
+    "bricks": ("test_models", "holds the parts of what is built there"),
+    "scale": ("test_scales", "is what every scale is"),
+    "costs": ("test_jobs", "decides what runs at the same time, and how long it will take"),
+    "workers": ("test_jobs", "are the processes that a run starts, and kills"),
+    "studies.__init__": ("test_extending", "is a list, to which one is appended"),
+    "studies.state_of_the_art": ("test_recipes", "combines the surrogates that are tested there"),
+    "plots.state_of_the_art": ("test_recipes", "draws them"),
+    "plots.__init__": ("test_plots", "holds nothing"),
+    "plots.style": ("test_plots", "is what all figures share"),
+    "plots.examples": ("test_plots", "is the figure that needs no study"),
+}
 
 # Written so that this file does not match them itself.
 MACHINE_PATH = re.compile(r"(?<![\w.}*])/(?:work|home|root|opt|Users|content)/")
@@ -114,38 +146,91 @@ def test_torch_and_torchvision_are_a_pair():
         assert TORCHVISION_FOR[bounds[0][operator]] == bounds[1][operator]
 
 
-def imported(path: Path) -> set[str]:
-    """The modules of rfnlib that a module imports anywhere, in functions too."""
+def imported(module: str) -> set[str]:
+    """The modules of rfnlib that one imports anywhere, in functions too; for annotations alone does not count."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    unread = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
     found = set()
-    siblings = {p.stem for p in (ROOT / "rfnlib").iterdir()}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
+        if node in unread:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "rfnlib" if node.level else ""
-            base = ".".join(filter(None, (base, node.module)))
-            names = [f"{base}.{alias.name}" for alias in node.names]
+            assert not node.level, f"{module} imports relatively: name the module in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "rfnlib":
-                module = rest.partition(".")[0]
-                found.add(module if module in siblings else "__init__")
-    return found - {path.stem}
+        found |= {resolved(name) for name in names if name.partition(".")[0] == "rfnlib"}
+    return found - {module}
+
+
+def resolved(name: str) -> str:
+    """The module that holds `name`, such as "studies.pilots" for "rfnlib.studies.pilots.gates"."""
+    parts = name.split(".")[1:]
+    for n in range(len(parts), 0, -1):
+        for module in (".".join(parts[:n]), ".".join([*parts[:n], "__init__"])):
+            if module in MODULES:
+                return module
+    return "__init__"
 
 
 def test_imports_go_down_only():
-    modules = {path.stem: imported(path) for path in sorted((ROOT / "rfnlib").glob("*.py"))}
-    assert modules, "rfnlib has no module"
+    modules = {module: imported(module) for module in MODULES}
     for module, below in modules.items():
         assert module in FLOOR, f"{module} is on no floor: give it one in FLOORS"
         for other in below:
             assert FLOOR[other] <= FLOOR[module], f"{module} imports {other}, which is above it"
+    assert set(FLOOR) <= set(modules), f"there is no module {set(FLOOR) - set(modules)}: take it out of FLOORS"
     try:
         TopologicalSorter(modules).prepare()
     except CycleError as error:
         pytest.fail(f"These import each other in a circle: {' < '.join(error.args[1])}")
+
+
+def test_tools_know_nothing_of_the_experiment():
+    """Whoever imports a tool gets none of the floors above it, whatever is imported on the way."""
+    top = [floor.split() for floor in FLOORS.values()][2]
+    command = f"import sys, {', '.join('rfnlib.' + m for m in top)}; print(*[m for m in sys.modules if 'rfnlib.' in m])"
+    run = subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = {resolved(name) for name in run.stdout.split()}
+    assert found and max(FLOOR[module] for module in found) == 2
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines without docstrings, comments and blank ones."""
+    text = path.read_text(encoding="utf-8")
+    documents = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, documents) and ast.get_docstring(node, clean=False) is not None:
+            prose |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return sum(bool(line) and not line.startswith("#") and number not in prose for number, line in lines)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_small_enough_to_be_read_at_once(module):
+    assert lines_of_code(MODULES[module]) <= MOST_LINES, "split it: one idea a module"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_tests_of_its_name(module):
+    """The tests of `rfnlib/x.py` are in `tests/test_x.py`, those of `studies/x.py` too, or as TESTED_BY says."""
+    name, reason = TESTED_BY.get(module, (f"test_{module.rpartition('.')[2]}", "its name"))
+    assert reason and (ROOT / "tests" / f"{name}.py").is_file()
+    assert module in MODULES
+
+
+def test_no_exception_is_kept_that_nothing_needs():
+    for module in TESTED_BY:
+        assert module in MODULES
+        assert not (ROOT / "tests" / f"test_{module.rpartition('.')[2]}.py").exists(), f"{module} has a namesake now"
 
 
 def tracked() -> list[Path]:

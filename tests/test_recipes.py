@@ -21,7 +21,7 @@ from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import At, Measurement
 from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips, collected
-from rfnlib.scales import Arch, Target
+from rfnlib.scale import Arch, Target
 from rfnlib.snapshots import Snapshot
 from rfnlib.specs import Adversary, Step, TrainSpec
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, average, loaded

@@ -12,7 +12,7 @@ from rfnlib.intervals import interval
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import by_seed
 from rfnlib.plots import rfn_gains as figures
-from rfnlib.scales import Arch
+from rfnlib.scale import Arch
 from rfnlib.studies import pilots, rfn_gains
 
 JUDGED = replace(SCALE, seeds=(0, 1, 2, 3, 4), surrogates=(Arch("resnet18", 8), Arch("vgg11", 8)))

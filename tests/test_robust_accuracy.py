@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from rfnlib import data, models, transfer
+from rfnlib import bricks, data, models, transfer
 from rfnlib.attacks import BIM, FGSM, PGD, AttackError
 
 DIGITS = data.load("digits").subset(60)
 
 
 @pytest.fixture(scope="module")
-def model() -> models.Network:
+def model() -> bricks.Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return models.build("cnn", width=2, image_shape=(1, 8, 8), mean=DIGITS.mean, std=DIGITS.std)

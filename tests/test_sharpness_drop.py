@@ -15,6 +15,7 @@ from rfnlib import probes, scales, words
 from rfnlib.curves import SharpnessCurve
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.plots import sharpness_drop as figures
+from rfnlib.scale import Arch, decaying
 from rfnlib.studies import lr_decay, sharpness_drop
 
 SCALE = replace(
@@ -149,7 +150,7 @@ def test_every_run_is_measured_where_it_is_judged(scale):
         judged = {float(d), d + scale.judged_after}
         assert judged <= set(found["constant"].asked[0].epochs)
         assert judged <= set(found[f"decay at {d}"].asked[0].epochs)
-    assert scale.end in found[scales.decaying(*scale.standard)].asked[0].epochs
+    assert scale.end in found[decaying(*scale.standard)].asked[0].epochs
 
 
 def test_the_plan_measures_the_judged_runs_before_those_that_wait_for_a_choice():
@@ -161,7 +162,7 @@ def test_the_plan_measures_the_judged_runs_before_those_that_wait_for_a_choice()
 def test_both_studies_of_a_tiny_scale_end_to_end(tmp_path):
     scale = replace(
         TINY,
-        surrogates=(scales.Arch("cnn", 4),),
+        surrogates=(Arch("cnn", 4),),
         seeds=(0,),
         decays=(1,),
         standard=(1, 2),

@@ -35,8 +35,9 @@ from rfnlib.attacks import (
     frozen,
     input_gradient,
 )
+from rfnlib.bricks import Dense, Network, Residual
 from rfnlib.minimizers import MinimizerError
-from rfnlib.models import ARCHITECTURES, Dense, Network, Residual, build
+from rfnlib.models import ARCHITECTURES, build
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Surrogate, Swag, average, loaded
 from rfnlib.transforms import Batch, GradientNorm, Neighbours, Reverse, Scales
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rfnlib.curves import TransferCurve
 from rfnlib.intervals import Estimate, interval
 from rfnlib.plots import style
-from rfnlib.scales import CONSTANT, decaying
+from rfnlib.scale import CONSTANT, decaying
 
 if TYPE_CHECKING:
     from rfnlib.studies.lr_decay import Peak

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rfnlib.intervals import over_seeds
 from rfnlib.plots import style
 from rfnlib.plots.lr_decay import along
-from rfnlib.scales import CONSTANT, decaying
+from rfnlib.scale import CONSTANT, decaying
 from rfnlib.words import MEASURES
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ DETAILS = ("top", "trace", "matched")
 def drop(found: Drop) -> Figure:
     """Success, λ₁ and training loss on one axis of time, for the standard schedule and a rate that stays.
 
-    Short lines are the runs with one decay, from it on for as long as sharpness is followed. Bands are 95 % intervals, for success over
-    images and seeds, for the others over seeds; λ₁ and loss are geometric means.
+    Short lines are the runs with one decay, from it on for as long as sharpness is followed. Bands are 95 % intervals,
+    for success over images and seeds, for the others over seeds; λ₁ and loss are geometric means.
     """
     with style.styled():
         figure, axes = plt.subplots(3, 1, figsize=(style.WIDTH, 5.6), sharex=True)

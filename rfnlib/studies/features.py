@@ -20,7 +20,7 @@ from rfnlib.curves import RobustnessCurve, TransferCurve
 from rfnlib.intervals import Influence, interval
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
-from rfnlib.scales import Scale
+from rfnlib.scale import Scale
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.studies import pilots
 

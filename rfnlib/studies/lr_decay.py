@@ -18,7 +18,7 @@ from rfnlib.curves import TransferCurve
 from rfnlib.intervals import Influence, average, interval
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
-from rfnlib.scales import CONSTANT, decaying
+from rfnlib.scale import CONSTANT, decaying
 from rfnlib.studies import pilots
 from rfnlib.transfer import DEFAULT
 

@@ -20,7 +20,7 @@ from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.minimizers import method
 from rfnlib.recipes import Collected
-from rfnlib.scales import Arch, Scale
+from rfnlib.scale import Arch, Scale
 from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
 
 NOTEBOOK = ""

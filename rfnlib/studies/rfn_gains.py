@@ -25,7 +25,7 @@ from rfnlib.curves import SharpnessCurve, TransferCurve
 from rfnlib.intervals import Estimate, Influence, interval, over_seeds, slope
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
-from rfnlib.scales import Arch
+from rfnlib.scale import Arch
 from rfnlib.specs import Step
 from rfnlib.studies import pilots
 from rfnlib.transfer import DEFAULT, DENOMINATORS

@@ -19,7 +19,7 @@ from rfnlib.curves import SharpnessCurve, TransferCurve
 from rfnlib.intervals import Estimate, interval, over_seeds
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
-from rfnlib.scales import CONSTANT, decaying
+from rfnlib.scale import CONSTANT, decaying
 from rfnlib.studies import lr_decay, pilots
 
 NOTEBOOK = "03_sharpness_drop"

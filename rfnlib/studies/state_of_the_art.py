@@ -26,7 +26,7 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
-from rfnlib.scales import Scale
+from rfnlib.scale import Scale
 from rfnlib.specs import Minimizer, Step, TrainSpec
 from rfnlib.studies import features, pilots
 from rfnlib.transforms import Neighbours

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scenes import same
 
-from rfnlib import adversaries, attacks, data, execution, keys, snapshots, specs, training
+from rfnlib import adversaries, attacks, bricks, data, execution, keys, snapshots, specs, training
 from rfnlib.specs import Adversary, Minimizer, OneCycle, SpecError, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(80)
@@ -200,8 +200,8 @@ def test_passes_are_counted(adversary, minimizer, passes, tmp_path):
 
 def test_the_passes_that_are_counted_are_made(tmp_path, monkeypatch):
     made = []
-    forward = training.models.Network.forward
-    monkeypatch.setattr(training.models.Network, "forward", lambda self, x: made.append(len(x)) or forward(self, x))
+    forward = bricks.Network.forward
+    monkeypatch.setattr(bricks.Network, "forward", lambda self, x: made.append(len(x)) or forward(self, x))
     for adversary in (PGD3, FREE):
         made.clear()
         (snapshot,) = start(replace(PLAIN, adversary=adversary), tmp_path, [3])

@@ -1,0 +1,57 @@
+"""The bench: one order of images for everything, and accuracies that a loop by hand finds too."""
+
+import torch
+import torch.nn.functional as F
+from scenes import TINY, start
+from torch import nn
+
+from rfnlib import data, subjects
+from rfnlib.recipes import Ghosts
+from rfnlib.specs import Step
+from rfnlib.subjects import Bench, Subject
+from rfnlib.surrogates import GhostNetwork
+
+DIGITS = data.load("digits").subset(TINY.n_train)
+
+
+def bench() -> Bench:
+    return Bench(TINY, DIGITS, "cpu", targets=lambda role: [])
+
+
+def test_the_attacked_images_are_the_first_of_those_that_accuracy_is_taken_on():
+    (attacked, labels), (more, all_labels) = bench().attacked, bench().test_images(50)
+    assert attacked.shape == (41, 1, 8, 8)
+    assert torch.equal(attacked, more[:41]) and torch.equal(labels, all_labels[:41])
+    originals = {image.numpy().tobytes() for image in DIGITS.test_images}
+    assert all((image * 255).round().to(torch.uint8).numpy().tobytes() in originals for image in more)
+
+
+def test_training_batches_are_equal_and_neither_augmented_nor_shuffled():
+    batches = bench().training_batches(120)
+    assert torch.equal(torch.cat([x for x, _ in batches]), data.to_float(DIGITS.train_images[:120]))
+    assert torch.equal(torch.cat([y for _, y in batches]), DIGITS.train_labels[:120])
+    assert [subjects.even(n, 500) for n in (120, 500, 501, 1200)] == [120, 500, 251, 400]
+
+
+def test_a_subject_is_measured_as_by_hand(tmp_path):
+    spec = TINY.surrogate(Step(0.05), 0)
+    (s,) = start(DIGITS, spec, tmp_path, [1.0])
+    here = bench()
+    subject = Subject(spec, s.iteration, s.per_epoch, s.history, s.weights(), dict(s.cost))
+    model = here.network(subject)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+    images, labels = here.test_images(50)
+    logits = model(data.to_float(DIGITS.train_images))
+    found = here.accuracies(subject, model)
+    assert found["accuracy"] == round(float((model(images).argmax(1) == labels).float().mean()), 4)
+    assert found["train_accuracy"] == round(float((logits.argmax(1) == DIGITS.train_labels).float().mean()), 4)
+    assert abs(found["train_loss"] - float(F.cross_entropy(logits, DIGITS.train_labels))) < 1e-3
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise AssertionError("what is known is not computed again")
+
+    assert here.accuracies(subject, Fails()) == found
+    ghosts = Subject(spec, s.iteration, s.per_epoch, s.history, s.weights(), dict(s.cost), Ghosts())
+    assert isinstance(here.network(ghosts), GhostNetwork) and ghosts.digest == subject.digest
