@@ -155,7 +155,7 @@ class Lab:
             return f"{self.scale.name} scale: nothing is recorded"
         days, on = sorted({m["date"] for m in made}), ", ".join(sorted({m["hardware"] for m in made}))
         when = " to ".join(dict.fromkeys((days[0], days[-1])))
-        return f"{self.scale.name} scale: {len(self.records)} records, computed on {on}, {when}"
+        return f"{self.scale.name} scale: records computed on {on}, {when}"
 
     # --- one measurement ---------------------------------------------------------------------------
 

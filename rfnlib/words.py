@@ -12,7 +12,7 @@ from typing import Any
 
 from rfnlib.attacks import IterativeAttack
 from rfnlib.intervals import Estimate
-from rfnlib.specs import Cosine, Cyclic, Minimizer, Schedule, Step
+from rfnlib.specs import Adversary, Cosine, Cyclic, Minimizer, Schedule, Step
 
 MISSING = "not measured"
 ONE_SEED = "(one seed)"
@@ -186,6 +186,17 @@ def attack(a: IterativeAttack) -> str:
         if value != type(a).__dataclass_fields__[name].default:
             said.append(word if value is True else f"{word} {_part(value)}")
     return ", ".join(said)
+
+
+def adversary(a: Adversary) -> str:
+    """What a network is trained against.
+
+    >>> adversary(Adversary("l2", 0.5, steps=7)), adversary(Adversary("linf", 8 / 255, 1, random_start=False, replay=8))
+    ('PGD in l2, ε 0.5, 7 steps', 'free PGD, ε 8/255, 8 replays')
+    """
+    name = f"{'free ' if a.replay else ''}PGD{'' if a.norm == 'linf' else f' in {a.norm}'}"
+    steps = count(a.replay, "replay") if a.replay else count(a.steps, "step")
+    return f"{name}, ε {length(a.eps, a.norm)}, {steps}"
 
 
 def length(value: float, norm: str = "linf") -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rfnlib.curves import TransferCurve
+from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
 from rfnlib.lab import MissingRecord
-from rfnlib.measurements import Arm
+from rfnlib.measurements import Arm, At
+from rfnlib.probes import Robustness, Sharpness
 from rfnlib.scale import Scale
 from rfnlib.transfer import Hits
 
@@ -49,11 +50,22 @@ def curve(
                          np.full(table.shape, 0.1), passes, np.full(table.shape, 1.0))  # fmt: skip
 
 
+def robustness(arm: Arm, at: At, rate: Callable[[str, float], float]) -> RobustnessCurve:
+    """The curve of `arm` if its accuracy under an attack ("none" being one) at an epoch were `rate(attack, epoch)`."""
+
+    def correct(attack: str) -> np.ndarray:
+        ease = (np.arange(at.probe.images) + 0.5) / at.probe.images
+        return np.array([[ease < rate(attack, e) for e in at.epochs] for _ in arm.specs])
+
+    names = ("none", *at.probe.attacks())
+    return RobustnessCurve(arm.name, arm.specs[0], at.epochs, {name: correct(name) for name in names})
+
+
 @dataclass
 class FakeLab:
     """As a `Lab` in replay, with all recorded but the arms in `missing`, those of pilot seeds being called "pilot …".
 
-    `roles` are those that were read.
+    λ₁ and the like are 100 and some, the same at every epoch. `roles` are those that were read.
     """
 
     scale: Scale
@@ -62,6 +74,7 @@ class FakeLab:
     training: Callable[[str], float] = lambda name: 0.97
     missing: tuple[str, ...] = ()
     seed_sd: float = 0.0
+    robust: Rate = lambda name, e: 0.2
     roles: set = field(default_factory=set)
 
     @property
@@ -79,9 +92,17 @@ class FakeLab:
             raise MissingRecord(f"{set(needed) - found.keys()} is missing")
         return found
 
-    def read(self, arm: Arm, probe=None, role: str = "test") -> TransferCurve:
+    def read(self, arm: Arm, probe=None, role: str = "test"):
         if not self.complete(arm):
             raise MissingRecord(f"{arm.name} is missing")
+        at = next(at for at in arm.asked if probe is None or at.probe == probe)
+        if isinstance(at.probe, Robustness):
+            of = {"none": self.accuracy}
+            return robustness(arm, at, lambda attack, e: of.get(attack, self.robust)(arm.name, e))
+        if isinstance(at.probe, Sharpness):
+            level = 100.0 + len(arm.name)
+            flat = {m: np.full((len(arm.specs), len(at.epochs)), level) for m in (*Sharpness.measures, "loss")}
+            return SharpnessCurve(arm.name, arm.specs[0], at.epochs, flat)
         self.roles.add(role)
-        return curve(arm, lambda e: self.success(arm.name, e), lambda e: self.accuracy(arm.name, e),
-                     self.training(arm.name), seed_sd=self.seed_sd)  # fmt: skip
+        return curve(Arm(arm.name, arm.specs, at), lambda e: self.success(arm.name, e),
+                     lambda e: self.accuracy(arm.name, e), self.training(arm.name), seed_sd=self.seed_sd)  # fmt: skip

@@ -29,8 +29,8 @@ FLOORS = {
     "lanczos",
     "procedures": "adversaries objectives snapshots training transfer intervals",
     "experiment": "recipes records zoo curves measurements probes scale scales subjects lab costs workers",
-    "presentation": "claims words plots.__init__ plots.style plots.examples plots.lr_decay plots.sharpness_drop "
-    "plots.rfn_gains plots.state_of_the_art plots.features",
+    "presentation": "claims words plots.__init__ plots.style plots.examples plots.overview plots.lr_decay "
+    "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features",
     "studies": "studies.__init__ studies.pilots studies.lr_decay studies.sharpness_drop studies.rfn_gains "
     "studies.state_of_the_art studies.features",
     "doors": "jobs status reproduce bench readme preregistration __main__ __init__",
@@ -58,11 +58,10 @@ TESTED_BY = {
     "costs": ("test_jobs", "decides what runs at the same time, and how long it will take"),
     "workers": ("test_jobs", "are the processes that a run starts, and kills"),
     "studies.__init__": ("test_extending", "is a list, to which one is appended"),
-    "studies.state_of_the_art": ("test_recipes", "combines the surrogates that are tested there"),
-    "plots.state_of_the_art": ("test_recipes", "draws them"),
     "plots.__init__": ("test_plots", "holds nothing"),
     "plots.style": ("test_plots", "is what all figures share"),
     "plots.examples": ("test_plots", "is the figure that needs no study"),
+    "plots.overview": ("test_verdict_table", "draws the verdicts that are put in a table there"),
 }
 
 # Written so that this file does not match them itself.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,59 +18,92 @@ from rfnlib.plots import style
 if TYPE_CHECKING:
     from rfnlib.studies.features import EarlyStopping
 
+# One colour and one marker a training set.
+SETS = {name: (style.PALETTE[i], marker) for name, i, marker in (
+    ("D", 0, "s"), ("D_R", 2, "^"), ("D_NR", 3, "P"), ("D_rand", 1, "D"), ("D_det", 4, "v"))}  # fmt: skip
 
-def feature_curves(study: EarlyStopping) -> Figure:
-    """Success, natural and robust accuracy by epoch, a column a training set; the star is where SGD is stopped early.
 
-    Bands are 95 % intervals over images and seeds. The star is chosen on other images and other targets.
+def early_stopping(study: EarlyStopping, names: Sequence[str], margin: float) -> Figure:
+    """The headline of C1: success by epoch on each of the sets `names`, and what stopping early gains on it.
+
+    Bands and bars are 95 % intervals over images and seeds. The star is where the surrogate is stopped, chosen on other
+    images, other targets and other seeds; within the grey band (± `margin`, in [0, 1]) a difference is none.
     """
     with style.styled():
-        names = list(study.robustness)
-        figure, axes = plt.subplots(
-            3, len(names), figsize=(style.WIDTH, 4.6), layout="constrained", sharey="row", sharex=True, squeeze=False
-        )
-        attacks = list(next(iter(study.robustness.values())).correct)
+        figure = plt.figure(figsize=(style.WIDTH, 4.2))
+        grid = figure.add_gridspec(2, len(names), height_ratios=(3, 1.3))
+        first = None
         for column, name in enumerate(names):
-            seen, run = study.curves[name], study.robustness[name]
-            colour, marker = style.KINDS["decay"]
-            style.curve(axes[0, column], seen.epochs, [interval(seen.at(e)) for e in seen.epochs], colour, marker)
-            stop = study.stops[name]
-            axes[0, column].plot(stop, 100 * seen.at(stop).value, "*", color="black", markersize=9, zorder=5)
-            style.curve(axes[1, column], run.epochs, [interval(run.at(e)) for e in run.epochs], colour, marker)
-            for attack, kind in zip(attacks[1:], ("decay", "cosine", "cyclic", "SAM"), strict=False):
-                colour, marker = style.KINDS[kind]
-                values = [100 * run.at(e, attack).value for e in run.epochs]
-                axes[2, column].plot(run.epochs, values, color=colour, marker=marker, markersize=2.5, label=attack)
-            for axis in axes[:, column]:
-                style.decays(axis, run.spec.schedule.milestones)
-                axis.set_ylim(bottom=0)
-            seeds = run.seeds
-            axes[0, column].set_title(f"{name} ({words.count(seeds, 'seed')})", loc="left")
-            axes[2, column].set_xlabel("epoch")
-        for row, label in enumerate(("success rate, %", "natural accuracy, %", "robust accuracy, %")):
-            axes[row, 0].set_ylabel(label)
-        axes[2, -1].legend(frameon=False, handlelength=1.4, loc="upper right")
+            axis = first = figure.add_subplot(grid[0, column], sharey=first)
+            _success(axis, study, name)
+            axis.set_title(f"trained on {name} ({words.count(study.curves[name].seeds, 'seed')})")
+            axis.set_xlabel("epoch")
+            axis.locator_params("x", integer=True)
+            axis.tick_params(labelleft=column == 0)
+        figure.axes[0].set_ylabel("success rate, %")
+        first.set_ylim(bottom=0)
+        below = figure.add_subplot(grid[1, :])
+        below.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
+        below.axvline(0, color="0.5", linewidth=0.8)
+        for y, name in enumerate(names):
+            style.whisker(below, interval(study.help(name)), y, *SETS[name])
+        below.set_yticks(range(len(names)), names)
+        below.set_ylim(len(names) - 0.5, -0.5)
+        below.set_xlabel("gain in success by stopping early, points")
     return figure
 
 
-def other_eps(study: EarlyStopping) -> Figure:
-    """Success by epoch under several ε, a panel a training set, first seed; dots are each curve's highest point."""
+def details(study: EarlyStopping, attack: str) -> Figure:
+    """Success, natural accuracy and robust accuracy under `attack` by epoch, a line a training set, controls included.
+
+    Bands are 95 % intervals over images and seeds; stars are where surrogates are stopped early.
+    """
     with style.styled():
-        names = list(next(iter(study.other_eps.values())))
-        figure, axes = plt.subplots(1, len(names), figsize=(style.WIDTH, 2.1), layout="constrained", squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
-            for (eps, found), alpha in zip(sorted(study.other_eps.items()), (0.35, 0.6, 0.8, 1.0), strict=False):
-                run = found[name]
-                rates = [100 * run.at(e).value for e in run.epochs]
-                best = int(np.argmax(rates))
-                axis.plot(run.epochs, rates, color=(*style.KINDS["decay"][0], alpha), label=f"ε = {255 * eps:g}/255")
-                axis.plot(run.epochs[best], rates[best], "o", color=(*style.KINDS["decay"][0], alpha), markersize=4)
-            style.decays(axis, run.spec.schedule.milestones)
-            axis.set_title(name, loc="left")
-            axis.set_xlabel("epoch")
+        labels = ("success rate, %", "natural accuracy, %", f"robust accuracy, %\n({attack})")
+        figure, axes = plt.subplots(3, 1, figsize=(style.WIDTH, 6.0), sharex=True)
+        for name, run in study.robustness.items():
+            _success(axes[0], study, name)
+            for axis, against in zip(axes[1:], ("none", attack), strict=True):
+                rates = [interval(run.at(e, against)) for e in run.epochs]
+                style.curve(axis, run.epochs, rates, *SETS[name], label=f"{name} ({words.count(run.seeds, 'seed')})")
+        style.decays(axes[1], study.curves["D"].spec.schedule.milestones)
+        style.decays(axes[2], study.curves["D"].spec.schedule.milestones)
+        for axis, label in zip(axes, labels, strict=True):
+            axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
+        axes[-1].set_xlabel("epoch")
+        axes[-1].locator_params("x", integer=True)
+        figure.legend(*axes[1].get_legend_handles_labels(), ncols=len(study.robustness), loc="outside upper center")
+    return figure
+
+
+def _success(axis: Axes, study: EarlyStopping, name: str) -> None:
+    run, stop = study.curves[name], study.stops[name]
+    style.curve(axis, run.epochs, [interval(run.at(e)) for e in run.epochs], *SETS[name])
+    axis.plot(stop, 100 * run.at(stop).value, "*", color="black", markersize=9, zorder=5)
+    style.decays(axis, run.spec.schedule.milestones)
+
+
+def other_eps(study: EarlyStopping) -> Figure:
+    """Success by epoch under several ε, a panel a training set, first seed; bands are 95 % intervals over images."""
+    with style.styled():
+        names = list(next(iter(study.other_eps.values()), {}))
+        figure, axes = plt.subplots(
+            1, max(len(names), 1), figsize=(style.WIDTH, 2.6), sharey=True, squeeze=False, sharex=True
+        )
+        lines = ("-", "--", "-.", ":")
+        for axis, name in zip(axes[0], names, strict=False):
+            for (eps, found), line in zip(sorted(study.other_eps.items()), lines, strict=False):
+                run, label = found[name], f"ε = {words.length(eps)}"
+                rates = [interval(run.at(e)) for e in run.epochs]
+                style.curve(axis, run.epochs, rates, *SETS[name], linestyle=line, label=label)
+            style.decays(axis, run.spec.schedule.milestones)
+            axis.set_title(f"trained on {name}")
+            axis.set_xlabel("epoch")
+            axis.locator_params("x", integer=True)
+            axis.set_ylim(bottom=0)
+            axis.legend(handlelength=2.4)
         axes[0, 0].set_ylabel("success rate, %")
-        axes[0, -1].legend(frameon=False, handlelength=1.4, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -79,8 +112,7 @@ def pictures(rows: dict[str, Tensor], captions: Sequence[str]) -> Figure:
     grid, n = image_grid(*rows.values()), len(captions)
     height, width = ((side + 1) / parts for side, parts in zip(grid.shape[:2], (len(rows), n), strict=True))
     with style.styled():
-        size = (0.6 * n + 0.9, 0.6 * len(rows) + 0.3)
-        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        figure, axis = plt.subplots(figsize=(style.WIDTH, (style.WIDTH - 0.9) * len(rows) / n + 0.3))
         axis.imshow(grid, interpolation="nearest")
         axis.set_yticks([(i + 0.5) * height - 1 for i in range(len(rows))], list(rows))
         axis.set_xticks([(j + 0.5) * width - 1 for j in range(n)], captions)

@@ -2,72 +2,167 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rfnlib.intervals import interval
+from rfnlib.intervals import interval, over_seeds
 from rfnlib.plots import style
 
 if TYPE_CHECKING:
     from rfnlib.studies.state_of_the_art import Grid, Rivalry
 
 
-def rival_chart(found: Rivalry) -> Figure:
-    """Success of every surrogate on standard and on robust targets, with 95 % intervals; dotted: RFN's mean."""
+def rivals(found: Rivalry, margin: float) -> Figure:
+    """The headline of C7: success of every surrogate, how far RFN is from it, and what it costs to train.
+
+    Bars are 95 % intervals over images and seeds, dotted is RFN. Left of the dashed line, −`margin` (in [0, 1]), RFN
+    would fall behind. Bold: whom RFN is judged against.
+    """
     with style.styled():
-        panels = {"standard targets": found.curves, "robust targets": found.robust}
-        names = found.by_success()[::-1]  # from below
+        names = found.by_success()
         figure, axes = plt.subplots(
-            1, 2, figsize=(style.WIDTH, 0.24 * len(names) + 0.9), layout="constrained", sharey=True, width_ratios=(3, 2)
+            1, 3, figsize=(style.WIDTH, 0.34 * len(names) + 0.9), sharey=True, width_ratios=(3, 3, 1.6)
         )
-        for axis, (title, series) in zip(axes, panels.items(), strict=True):
-            for y, name in enumerate(names):
-                rate = interval(series[name].at(series[name].end))
-                error = [[100 * (rate.value - rate.low)], [100 * (rate.high - rate.value)]]
-                colour, marker = style.KINDS.get(name.split(",")[0], (style.GREY, "o"))
-                axis.errorbar(100 * rate.value, y, xerr=error, fmt=marker, color=colour, markersize=4, capsize=2,
-                              linewidth=1)  # fmt: skip
-            axis.axvline(100 * series["RFN"].at(series["RFN"].end).value, color=style.KINDS["RFN"][0], linewidth=0.8,
-                         linestyle=":", zorder=0)  # fmt: skip
-            axis.set_xlim(left=0)
-            axis.set_title(title, loc="left")
-            axis.set_xlabel("success rate, %")
-        axes[0].set_yticks(range(len(names)), [f"{n} ({len(found.curves[n].accuracy)})" for n in names])
+        for y, name in enumerate(names):
+            run, (colour, marker) = found.curves[name], _kind(name)
+            style.whisker(axes[0], interval(run.at(run.end)), y, colour, marker)
+            if name != "RFN":
+                style.whisker(axes[1], interval(found.against(name)), y, colour, marker)
+            cost = float(run.passes[:, -1].mean())
+            axes[2].barh(y, cost, height=0.55, color=colour)
+            axes[2].annotate(f" {cost:,.0f}", (cost, y), va="center", fontsize=8)
+        rfn = found.curves["RFN"]
+        axes[0].axvline(100 * rfn.at(rfn.end).value, color=style.KINDS["RFN"][0], linestyle=":", zorder=0)
+        axes[0].set_xlim(left=0)
+        axes[0].set_xlabel("success rate, %")
+        axes[1].axvline(0, color="0.5", linewidth=0.8)
+        axes[1].axvline(-100 * margin, color="0.5", linestyle="--", linewidth=0.8)
+        axes[1].set_xlabel("success of RFN less this, points")
+        axes[2].set_xlabel("cost, epochs of SGD")
+        axes[2].set_xlim(0, 1.35 * axes[2].get_xlim()[1])
+        axes[2].locator_params(nbins=3)
+        _rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names], bold=names.index(found.rival))
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
 
-def technique_chart(found: Grid) -> Figure:
-    """Success of every surrogate, a row, under every technique, a column, in per cent; first seed."""
-    rates = 100 * found.success()
+def details(found: Rivalry, attack: str) -> Figure:
+    """Success on robust targets, robust accuracy under `attack`, and λ₁, each with its 95 % interval.
+
+    That of λ₁, a geometric mean, is over seeds, and is not drawn where there is one.
+    """
     with style.styled():
-        figure, axis = plt.subplots(figsize=(style.WIDTH, 0.32 * len(rates) + 0.9), layout="constrained")
-        sns.heatmap(
-            rates, annot=True, fmt=".0f", cmap="viridis", ax=axis, linewidths=0.5, cbar_kws={"label": "success rate, %"}
-        )
-        axis.tick_params(length=0, labelrotation=0)
-        axis.set_xlabel("")
+        names = found.by_success()
+        figure, axes = plt.subplots(1, 3, figsize=(style.WIDTH, 0.34 * len(names) + 0.9), sharey=True)
+        axes[2].set_xscale("log")
+        for y, name in enumerate(names):
+            colour, marker = _kind(name)
+            robust, correct, sharp = (of[name] for of in (found.robust, found.robustness, found.sharpness))
+            style.whisker(axes[0], interval(robust.at(robust.end)), y, colour, marker)
+            style.whisker(axes[1], interval(correct.at(correct.end, attack)), y, colour, marker)
+            log = over_seeds(np.log(sharp.at(sharp.end)))
+            axes[2].plot(np.exp(log.value), y, marker, color=colour, markersize=5)
+            if log.seeds > 1:
+                axes[2].plot(np.exp([log.low, log.high]), [y, y], color=colour, linewidth=1.2)
+        titles = ("success on robust targets, %", f"robust accuracy ({attack}), %", "λ₁")
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_xlabel(title)
+        for axis in axes[:2]:
+            axis.set_xlim(left=0)
+        style.logarithmic(axes[2], "x")
+        _rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names])
+        axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
 
-def trade_off_chart(frame: pd.DataFrame) -> Figure:
-    """Success over white-box robust accuracy: SAT by ε and RFN by ρ; both begin at SGD, which has 0 of either."""
+def techniques(found: Grid, margin: float) -> Figure:
+    """The headline of C8: success of each technique on SGD and on RFN, and what it gives over the better of the parts.
+
+    Bars are 95 % intervals over images and seeds. Lines, left: the plain attack on SGD (dashed) and on RFN (dotted).
+    Within the grey band (± `margin`, in [0, 1]) a difference is none.
+    """
     with style.styled():
-        figure, axis = plt.subplots(figsize=(0.6 * style.WIDTH, 2.4), layout="constrained")
-        for (name, of), kind, sign in zip(frame.groupby(level=0, sort=False), ("cosine", "RFN"), "ερ", strict=True):
-            colour, marker = style.KINDS[kind]
-            of = of.droplevel(0)
-            axis.plot(100 * of["robust"], 100 * of["success"], color=colour, marker=marker, markersize=4, label=name)
-            for i, (x, row) in enumerate(of[of.index > 0].iterrows()):
-                place = (4, -8 if i % 2 else 3)  # above and below by turns: neighbours lie close
-                axis.annotate(f"{sign} = {x:g}", (100 * row["robust"], 100 * row["success"]), xytext=place,
-                              textcoords="offset points", fontsize=6, color=colour)  # fmt: skip
+        names, better = found.techniques, found.over_better()
+        figure, (axis, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 0.42 * (len(names) + 1) + 0.9), sharey=True)
+        for surrogate, shift, line in (("SGD", -0.15, "--"), ("RFN", 0.15, ":")):
+            colour, marker = style.KINDS[surrogate]
+            for y, technique in enumerate(names, 1):
+                style.whisker(axis, interval(found.rate(surrogate, technique)), y + shift, colour, marker)
+            alone = 100 * found.rate(surrogate, "none").value
+            axis.axvline(alone, color=colour, linestyle=line, linewidth=1, zorder=0)
+            axis.plot([], [], color=colour, marker=marker, linestyle=line, label=f"on {surrogate} (line: plain attack)")
+        axis.set_xlim(left=0)
+        axis.set_xlabel("success rate, %")
+        right.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
+        right.axvline(0, color="0.5", linewidth=0.8)
+        for y, difference in enumerate([found.added(), *better.values()]):
+            style.whisker(right, interval(difference), y, *style.KINDS["RFN"])
+        right.axhline(0.5, color="0.8", linewidth=0.6)
+        right.set_xlabel("on RFN less the better of: on SGD, RFN alone; points")
+        _rows(axis, ["mean", *names], bold=0)
+        figure.legend(*axis.get_legend_handles_labels(), ncols=2, loc="outside upper center", handlelength=2.4)
+    return figure
+
+
+def on_top(found: Grid) -> Figure:
+    """What each technique adds to the plain attack, a panel a surrogate, with 95 % intervals over images and seeds."""
+    with style.styled():
+        added = found.on_top()
+        names = found.techniques
+        figure, axes = plt.subplots(
+            1, len(added), figsize=(style.WIDTH, 0.3 * len(names) + 1.1), sharey=True, sharex=True, squeeze=False
+        )
+        for axis, (surrogate, gains) in zip(axes[0], added.items(), strict=True):
+            colour, marker = _kind(surrogate)
+            axis.axvline(0, color="0.5", linewidth=0.8)
+            for technique, gain in gains.items():
+                style.whisker(axis, interval(gain), names.index(technique), colour, marker)
+            axis.set_title(surrogate.replace(", ", ",\n"))
+        _rows(axes[0, 0], names)
+        figure.supxlabel("what the technique adds to the plain attack, points", fontsize=style.STYLE["axes.labelsize"])
+    return figure
+
+
+def trade_off(frame: pd.DataFrame) -> Figure:
+    """Success on validation targets over white-box robust accuracy: SAT by ε and RFN by ρ; both begin at SGD.
+
+    Bars are 95 % intervals over images and seeds, numbers the ε and the ρ.
+    """
+    with style.styled():
+        figure, axis = plt.subplots(figsize=(style.WIDTH, 3.4))
+        for name, of in frame.groupby(level=0):
+            (colour, marker), (sign, above) = style.KINDS[name], {"RFN": ("ρ", 7), "SAT": ("ε", -12)}[name]
+            of = 100 * of.droplevel(0)
+            errors = [abs(of[[f"{what} low", f"{what} high"]].sub(of[f"{what} value"], axis=0)).to_numpy().T
+                      for what in ("robust", "success")]  # fmt: skip
+            axis.errorbar(of["robust value"], of["success value"], xerr=errors[0], yerr=errors[1], color=colour,
+                          marker=marker, markersize=5, elinewidth=0.5, label=f"{name}, by {sign}")  # fmt: skip
+            for x, row in of.iterrows():
+                at = (row["robust value"], row["success value"])
+                axis.annotate(f"{x:g}" if x else "SGD", at, xytext=(6, above), textcoords="offset points", color=colour,
+                              fontsize=8)  # fmt: skip
         axis.set_xlabel("white-box robust accuracy (l2 0.25), %")
         axis.set_ylabel("success rate, %")
         axis.set_ylim(bottom=0)
-        axis.legend(frameon=False)
+        if len(frame):
+            axis.legend()
     return figure
+
+
+def _kind(name: str) -> tuple[Any, str]:
+    """As `style.kind`; another way to train is another method though its name begins alike, as "SAM & IR" does."""
+    return style.KINDS.get(name.split(",")[0], (style.GREY, "o"))
+
+
+def _rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
+    """Rows called `labels` from the top, one of them in bold."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    if bold is not None:
+        axis.get_yticklabels()[bold].set_fontweight("bold")

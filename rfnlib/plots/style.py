@@ -1,13 +1,15 @@
-"""What all figures share: size, type, one colour and one marker a method, curves with intervals; and `show`."""
+"""What all figures share: size, type, one colour and one marker a method, curves with intervals; `show` and `table`."""
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -55,6 +57,8 @@ KINDS: dict[str, tuple[Any, str]] = {
     "SGD": (PALETTE[0], "s"),
     "SAM": (PALETTE[4], "v"),
     "RFN": (PALETTE[3], "P"),
+    "SAT": (PALETTE[5], "X"),
+    "LGV": (PALETTE[9], "^"),
 }
 
 
@@ -98,6 +102,17 @@ def show(figure: Figure, name: str, alt: str) -> None:
     plt.close(figure)
 
 
+def table(frame: pd.DataFrame) -> None:
+    """Display a table of words, whole: no cell is cut short, text begins at the left, and lines may break."""
+    if frame.empty:
+        display({"text/plain": "not recorded yet"}, raw=True)
+        return
+    named = frame.rename_axis(columns=frame.index.name).rename_axis(index=None)  # one row of headings
+    with pd.option_context("display.max_colwidth", None, "display.width", 200):
+        html = re.sub("<(t[dh])>", r'<\1 style="text-align: left">', named.to_html(border=0, justify="left"))
+        display({"text/html": html, "text/plain": named.to_string()}, raw=True)
+
+
 def curve(
     axis: Axes,
     epochs: Sequence[float],
@@ -127,14 +142,15 @@ def decays(axis: Axes, epochs: Iterable[float]) -> None:
         axis.axvline(epoch, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
 
 
-def logarithmic(axis: Axes) -> None:
-    """A logarithmic y axis whose ticks are plain numbers, few decades or many, and never fewer than two of them."""
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
+def logarithmic(axis: Axes, which: str = "y") -> None:
+    """A logarithmic axis, "x" or "y", whose ticks are plain numbers, few decades or many, and never fewer than two."""
+    line = axis.xaxis if which == "x" else axis.yaxis
+    axis.set(**{f"{which}scale": "log"})
+    low, high = axis.get_xlim() if which == "x" else axis.get_ylim()
     if high / low < 2.5:  # two neighbours among the fine ticks are never further apart than this
         low, high = (np.sqrt(low * high) * r for r in (2.5**-0.5, 2.5**0.5))
-        axis.set_ylim(low, high)
+        axis.set(**{f"{which}lim": (low, high)})
     fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    axis.yaxis.set_major_locator(LogLocator(subs=fine if high / low < 10 else (1.0, 2.0, 5.0)))
-    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.yaxis.set_minor_locator(NullLocator())
+    line.set_major_locator(LogLocator(subs=fine if high / low < 10 else (1.0, 2.0, 5.0)))
+    line.set_major_formatter(FormatStrFormatter("%g"))
+    line.set_minor_locator(NullLocator())

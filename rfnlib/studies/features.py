@@ -2,9 +2,9 @@
 
 Surrogates are trained on the images D, on D_R (robust features alone) and on D_NR (what a standard network uses), see
 `rfnlib.features`. With s_X(e) the success rate of those trained on X at epoch e, E the last epoch and e_X the epoch at
-which they are stopped early, chosen on pilots for each set, the claim is about h_X = s_X(e_X) − s_X(E). A gate asks that
-h_D > 0 at 95 %, for where stopping does not help at all there is nothing to explain; then h_{D_NR} is judged, with
-h_{D_R} beside it.
+which they are stopped early, chosen on pilots for each set, the claim is about h_X = s_X(e_X) − s_X(E). A gate asks
+that h_D > 0 at 95 %, for where stopping does not help at all there is nothing to explain; then h_{D_NR} is judged,
+with h_{D_R} beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ CONTROLS = ("D_rand", "D_det")
 WEAK = "l2 0.25"  # the ball in which robust accuracy is compared
 # Natural accuracy, and robust accuracy at l2 0.25, of ResNet-50 on the whole of CIFAR-10: the README of the
 # data sets that Ilyas et al. published (MadryLab/constructed-datasets). Not numbers of the paper reproduced here.
-PUBLISHED = {"D_R": (0.84, 0.48), "D_NR": (0.88, 0.0), "D_rand, radius 0.5": (0.63, 0.0), "D_det, radius 0.5": (0.44, 0.0)}
+PUBLISHED = {
+    "D_R": (0.84, 0.48),
+    "D_NR": (0.88, 0.0),
+    "D_rand, radius 0.5": (0.63, 0.0),
+    "D_det, radius 0.5": (0.44, 0.0),
+}
 
 ANSWERS = {
     "supported": "Early stopping helps on non-robust features too, so that learning them late cannot be why it helps",
@@ -42,14 +47,14 @@ ANSWERS = {
     "not testable": "Whether early stopping helps on non-robust features cannot be tested at this scale",
 }
 FOLLOWS = {
-    "supported": "What makes an early-stopped surrogate better is not which features it has had time to learn; the next "
-    "notebooks look at the learning rate and at flatness.",
+    "supported": "What makes an early-stopped surrogate better is not which features it has had time to learn; the "
+    "next notebooks look at the learning rate and at flatness.",
     "contradicted": "The older explanation, that later epochs learn what does not transfer, stands at this scale.",
-    "no effect": "The older explanation, that later epochs learn what does not transfer, is compatible with this: where "
-    "there are only non-robust features, stopping early gains nothing.",
+    "no effect": "The older explanation, that later epochs learn what does not transfer, is compatible with this: "
+    "where there are only non-robust features, stopping early gains nothing.",
     "inconclusive": "Neither explanation is ruled out: the interval holds gains and losses that would matter.",
-    "not testable": "Nothing follows: a gate says that there is nothing to explain at this scale, or that training here "
-    "is not what the claim is about. The differences are printed all the same, as a description.",
+    "not testable": "Nothing follows: a gate says that there is nothing to explain at this scale, or that training "
+    "here is not what the claim is about. The differences are printed all the same, as a description.",
 }
 
 
@@ -174,10 +179,10 @@ def measure(lab: Lab) -> EarlyStopping:
     Raises:
         MissingRecord: in replay, a run on D, D_R or D_NR is not recorded.
     """
-    shown = lab.shown(main(lab), needed=MAIN)
-    stops = {name: stopping_epoch(lab, name) for name in lab.shown(pilot_arms(lab), needed=shown) if name in shown}
+    shown, pilot = lab.shown(main(lab), needed=MAIN), lab.shown(pilot_arms(lab), needed=MAIN)
+    shown = {name: arm for name, arm in shown.items() if name in pilot}
     return EarlyStopping(
-        stops,
+        {name: stopping_epoch(lab, name) for name in shown},
         {name: lab.read(arm) for name, arm in shown.items()},
         {name: lab.read(arm, lab.scale.robustness) for name, arm in shown.items()},
         {eps: {a.name: lab.read(a) for a in of} for eps, of in other_eps(lab).items() if len(lab.shown(of)) == len(of)},
@@ -234,7 +239,7 @@ class EarlyStopping:
         rows = {}
         for name, run in self.curves.items():
             rows[name] = {
-                "seeds": run.seeds,
+                "seeds": str(run.seeds),
                 "stopped at epoch": f"{self.stops[name]:g}",
                 "success there": words.percent(interval(run.at(self.stops[name]))),
                 "success at the end": words.percent(interval(run.at(run.end))),
@@ -250,11 +255,27 @@ class EarlyStopping:
             close = min(run.epochs, key=lambda e: abs(e - self.stops[name]))
             rows[name] = {
                 "stopped at epoch": f"{self.stops[name]:g}",
-                f"robust accuracy ({WEAK}) at epoch {close:g}": words.percent(interval(run.at(close, WEAK))),
+                "robust accuracy there": f"{words.percent(interval(run.at(close, WEAK)))}, epoch {close:g}",
                 "at the end": words.percent(interval(run.at(run.end, WEAK))),
-                "at most": f"{words.percent(max(robust))} at epoch {run.epochs[int(np.argmax(robust))]:g}",
+                "highest": f"{words.percent(max(robust))}, epoch {run.epochs[int(np.argmax(robust))]:g}",
             }
-        return pd.DataFrame(rows).T.fillna("").rename_axis("trained on")
+        return pd.DataFrame(rows).T.rename_axis("trained on")
+
+
+def set_table(lab: Lab) -> pd.DataFrame:
+    """How each set is built, and of which network."""
+    labels = {"inverted": "its own", "random-label": "a random class", "next-label": "the next class"}
+    rows = {}
+    for name, features in sets(lab.scale).items():
+        if features:
+            inside = f", in l2 within {words.length(features.eps, 'l2')}" if features.eps else ""
+            adversary = features.model.adversary
+            rows[name] = {
+                "steps": f"{words.count(features.steps, 'step')} of {words.length(features.step, 'l2')}{inside}",
+                "label": labels[features.method],
+                "network's training": words.adversary(adversary) if adversary else "standard",
+            }
+    return pd.DataFrame(rows).T.rename_axis("set")
 
 
 def check_table(lab: Lab) -> pd.DataFrame:
@@ -271,7 +292,7 @@ def table_of_checks(runs: dict[str, RobustnessCurve]) -> pd.DataFrame:
         wanted = {"D_R": "accurate and robust", "D_NR": "accurate, not robust"}.get(name, "above chance")
         rows[name] = {
             "a network trained on it is": wanted,
-            "seeds": run.seeds,
+            "seeds": str(run.seeds),
             "natural accuracy": words.percent(natural),
             f"robust accuracy ({WEAK})": words.percent(weak),
             "published": ", ".join(f"{share:.0%}" for share in PUBLISHED.get(name, ())) or "not published",

@@ -39,6 +39,7 @@ ADDED_TO = (STOPPED, "SGD", "SAM", "RFN", "SAT")  # plain networks, which techni
 JUDGED = ("SGD", "RFN")  # those of them that claim C8 is about: every seed, the others the first
 SLOW = ("SAM & IR",)  # six passes a step: the first seed
 WEAK = features.WEAK
+ENDS = ("value", "low", "high")
 
 ANSWERS = {
     "C7": {
@@ -53,6 +54,27 @@ ANSWERS = {
         "no effect": "Techniques on RFN give what the better of the two gives alone",
         "inconclusive": "Whether techniques add to RFN is not decided",
         "not testable": "Whether techniques add to RFN cannot be tested at this scale",
+    },
+}
+
+
+FOLLOWS = {
+    "C7": {
+        "supported": "A flat surrogate needs neither collected weights nor an adversary to succeed as often, within "
+        "the margin; what it costs stands in the table.",
+        "contradicted": "Who wants success above all takes the better of LGV and SAT: RFN stays behind by more than "
+        "the margin at this scale.",
+        "inconclusive": "Neither RFN nor the better of LGV and SAT can be preferred: the interval holds a loss beyond "
+        "the margin, and none.",
+        "not testable": "Nothing follows for the choice among surrogates: a gate says that training at this scale is "
+        "not what the claim is about.",
+    },
+    "C8": {
+        "supported": "Combine them: a technique on RFN gives more than either gives alone.",
+        "contradicted": "Choose one: a technique on RFN gives less than the better of the two alone.",
+        "no effect": "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
+        "inconclusive": "Whether to combine them is open: the interval holds gains and losses that would matter.",
+        "not testable": "Nothing follows for techniques either; the differences are printed as a description.",
     },
 }
 
@@ -107,11 +129,43 @@ def contenders(lab: Lab) -> dict[str, Contender]:
         "More Bayesian": Contender(
             onwards(minimizer=Minimizer("GNP", 0.1)), last, Drawn(study.per_epoch, draws=study.draws)
         ),
-        "aligned": Contender(
-            onwards(schedule=Step(scale.lr / 10), witness=features.standard_model(scale)), last
-        ),
+        "aligned": Contender(onwards(schedule=Step(scale.lr / 10), witness=features.standard_model(scale)), last),
         "SAM & IR": Contender(penalised, scale.end),
     }
+
+
+def contender_table(lab: Lab) -> pd.DataFrame:
+    """How each surrogate is trained, when it is used, and what of it is attacked."""
+    rows = {
+        name: {
+            "trained by": _trained(c.specs[0]),
+            "used at epoch": f"{c.epoch:g} of {c.specs[0].epochs}",
+            "attacked": _attacked(c.recipe),
+            "seeds": str(len(c.specs)),
+        }
+        for name, c in contenders(lab).items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+def _trained(spec: TrainSpec) -> str:
+    said = [words.minimizer(spec.minimizer)]
+    said += [f"against {words.adversary(spec.adversary)}"] if spec.adversary else []
+    said += [f"input-gradient penalty λ {spec.input_penalty:g}"] if spec.input_penalty else []
+    said += ["towards another network's predictions"] if spec.witness else []
+    said += [f"onwards from SGD's end, learning rate {words.schedule(spec.schedule)}"] if spec.start else []
+    return "; ".join(said)
+
+
+def _attacked(recipe: Recipe | None) -> str:
+    match recipe:
+        case Collected(n):
+            return f"weights collected {n} times an epoch, one an iteration"
+        case Averaged(n):
+            return f"the mean of weights collected {n} times an epoch"
+        case Drawn(draws=draws):
+            return f"{draws} draws around the mean of collected weights, one an iteration"
+    return "the network"
 
 
 Technique = tuple[IterativeAttack, Recipe | None]
@@ -247,7 +301,7 @@ class Rivalry:
         for name in self.by_success():
             c, robust, sharp, correct = (of[name] for of in (self.curves, self.robust, self.sharpness, self.robustness))
             rows[name] = {
-                "seeds": c.seeds,
+                "seeds": str(c.seeds),
                 "success": words.percent(interval(c.at(c.end))),
                 "RFN less this, points": "" if name == "RFN" else words.points(interval(self.against(name))),
                 "mean rank": f"{ranks[name]:.1f}",
@@ -283,17 +337,23 @@ class Grid:
         """Success of each technique on RFN less that of RFN alone."""
         return {t: self.rate("RFN", t) - self.rate("RFN", "none") for t in self.techniques}
 
-    def added(self) -> Influence:
-        """The primary difference of C8: the mean over techniques of the smaller of `over_sgd` and `over_alone`."""
+    def over_better(self) -> dict[str, Influence]:
+        """Success of each technique on RFN less the better of `over_sgd` and `over_alone`: the smaller difference."""
         sgd, alone = self.over_sgd(), self.over_alone()
-        return average([min(sgd[t], alone[t], key=lambda d: d.value) for t in self.techniques])
+        return {t: min(sgd[t], alone[t], key=lambda d: d.value) for t in self.techniques}
 
-    def success(self) -> pd.DataFrame:
-        """Success rates of the first seed, a row a surrogate, a column a technique."""
-        rows: dict[str, dict[str, float]] = {}
+    def added(self) -> Influence:
+        """The primary difference of C8: the mean over techniques of `over_better`."""
+        return average(list(self.over_better().values()))
+
+    def on_top(self) -> dict[str, dict[str, Influence]]:
+        """What each technique adds to the plain attack on the same surrogate, by surrogate and technique."""
+        found: dict[str, dict[str, Influence]] = {}
         for surrogate, technique in self.curves:
-            rows.setdefault(surrogate, {})[technique] = self.rate(surrogate, technique, seeds=1).value
-        return pd.DataFrame(rows).T
+            if technique != "none" and (surrogate, "none") in self.curves:
+                gain = self.rate(surrogate, technique) - self.rate(surrogate, "none")
+                found.setdefault(surrogate, {})[technique] = gain
+        return found
 
     def table(self) -> pd.DataFrame:
         """What each technique gives on RFN and on SGD, and the two differences."""
@@ -310,14 +370,14 @@ class Grid:
         return pd.DataFrame(rows).T.rename_axis("technique")
 
     def help(self) -> pd.DataFrame:
-        """What each technique adds to the plain attack on the same surrogate, in points."""
-        rows: dict[str, dict[str, str]] = {}
-        for surrogate, technique in self.curves:
-            plain = self.curves[surrogate, "none"]
-            row = rows.setdefault(surrogate, {"seeds": str(plain.seeds)})
-            if technique != "none":
-                row[technique] = words.points(interval(self.rate(surrogate, technique) - plain.at(plain.end)))
-        return pd.DataFrame(rows).T.rename_axis("surrogate")
+        """What each technique adds to the plain attack on the same surrogate, in points; a column a surrogate."""
+        found = {
+            f"{surrogate} ({words.count(self.curves[surrogate, 'none'].seeds, 'seed')})": {
+                technique: words.points(interval(gain)) for technique, gain in of.items()
+            }
+            for surrogate, of in self.on_top().items()
+        }
+        return pd.DataFrame(found).fillna(words.MISSING).rename_axis("technique")
 
 
 @dataclass(frozen=True)
@@ -348,34 +408,40 @@ class StateOfTheArt:
             f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
         )
 
+    def follows(self) -> str:
+        """What the two verdicts mean for someone who trains a surrogate."""
+        return " ".join(FOLLOWS[claim][self.verdict(claim).word] for claim in CLAIMS)
+
 
 def trade_off(lab: Lab) -> pd.DataFrame:
     """Success on validation targets and robust accuracy of the pilots: SAT by ε, RFN by ρ, both from SGD (0) on."""
-    found, rows = traded(lab), []
+    found, rows = traded(lab), {}
     shown = lab.shown(found.values())
-    for (name, x), arm in found.items():
+    for key, arm in found.items():
         if arm.name in shown:
             seen, run = lab.read(arm, role="validation"), lab.read(arm, lab.scale.robustness)
-            success, robust = interval(seen.at(seen.end)), interval(run.at(run.end, WEAK))
-            rows.append({"surrogate": name, "ε or ρ": x, "success": success.value, "low": success.low,
-                         "high": success.high, "robust": robust.value, "natural": seen.accuracy.mean()})  # fmt: skip
-    return pd.DataFrame(rows).set_index(["surrogate", "ε or ρ"]).sort_index(ascending=[False, True])
+            rates = {"success": interval(seen.at(seen.end)), "robust": interval(run.at(run.end, WEAK))}
+            rows[key] = {f"{what} {part}": getattr(e, part) for what, e in rates.items() for part in ENDS}
+    names = [f"{what} {part}" for what in ("success", "robust") for part in ENDS]
+    index = pd.MultiIndex.from_tuples(rows, names=("surrogate", "ε or ρ")) if rows else None
+    return pd.DataFrame(list(rows.values()), index, names).sort_index()
 
 
 def at_equal_robustness(frame: pd.DataFrame) -> pd.DataFrame:
     """RFN's success for each ρ, and that of SAT at the same robust accuracy, linearly between its ε (SGD being 0).
 
-    A ρ whose robust accuracy SAT has nowhere has no number beside it.
+    A ρ whose robust accuracy SAT has nowhere has no number beside it. Empty where either is not complete.
     """
-    sat, rfn = frame.loc["SAT"].sort_values("robust"), frame.loc["RFN"].drop(index=0.0)
-    there = np.interp(rfn["robust"], sat["robust"], sat["success"], left=np.nan, right=np.nan)
-    rows = {
-        f"{rho:g}": {
-            f"robust accuracy ({WEAK})": words.percent(row["robust"]),
-            "RFN": words.percent(row["success"]),
-            "SAT at the same": words.percent(None if np.isnan(sat_at) else float(sat_at)),
-            "RFN less SAT, points": words.MISSING if np.isnan(sat_at) else words.points(row["success"] - float(sat_at)),
+    if not {"SAT", "RFN"} <= set(frame.index.get_level_values(0)):
+        return pd.DataFrame()
+    sat, rfn, rows = frame.loc["SAT"].sort_values("robust value"), frame.loc["RFN"], {}
+    for rho, row in rfn[rfn.index > 0].iterrows():
+        success, robust = row["success value"], row["robust value"]
+        other = float(np.interp(robust, sat["robust value"], sat["success value"], left=np.nan, right=np.nan))
+        rows[f"{rho:g}"] = {
+            f"robust accuracy ({WEAK})": words.percent(robust),
+            "success of RFN": words.percent(success),
+            "of SAT as robust": "none is" if np.isnan(other) else words.percent(other),
+            "RFN less SAT, points": "" if np.isnan(other) else words.points(success - other),
         }
-        for (rho, row), sat_at in zip(rfn.iterrows(), there, strict=True)
-    }
     return pd.DataFrame(rows).T.rename_axis("ρ")
