@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from rfnlib import data, execution, features, paths, records, scales, snapshots, training, zoo
+from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Clean, Probe, Row
@@ -58,6 +58,7 @@ class Lab:
         weights_dir: Path | None = None,
         tick: Callable[[], None] = lambda: None,
     ):
+        extensions.load()
         require(mode in MODES, f"mode is {mode!r}; give one of {', '.join(map(repr, MODES))}.")
         self.scale = scale if isinstance(scale, Scale) else scales.get(scale)
         self.mode = mode

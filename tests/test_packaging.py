@@ -23,7 +23,7 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = {
-    "ground": "paths progress checks files keys execution",
+    "ground": "paths progress checks files keys execution extensions",
     "materials": "specs data fetch bricks models",
     "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
     "lanczos",
@@ -57,6 +57,7 @@ TESTED_BY = {
     "scale": ("test_scales", "is what every scale is"),
     "costs": ("test_jobs", "decides what runs at the same time, and how long it will take"),
     "workers": ("test_jobs", "are the processes that a run starts, and kills"),
+    "extensions": ("test_extending", "is how such things reach other processes"),
     "studies.__init__": ("test_extending", "is a list, to which one is appended"),
     "plots.__init__": ("test_plots", "holds nothing"),
     "plots.style": ("test_plots", "is what all figures share"),
