@@ -306,7 +306,7 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The scale's images and targets on the device."""
-        return Bench(self.scale, self.dataset(), self.device, self._targets)
+        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick())
 
     def _train(self, spec: TrainSpec, at: Iterable[float]) -> Iterator[snapshots.Snapshot]:
         branches = [float(m) for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]

@@ -14,7 +14,7 @@ A kind of one's own is one more such class; nothing else has to know of it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -96,7 +96,10 @@ class Transfer:
 
     @property
     def label(self) -> str:
-        return "transfer" if self.against == "standard" else f"transfer to {self.against} targets"
+        with_ = [name for name in self.attack.describe() if name not in ("norm", "eps", "step", "steps", "seed")]
+        to = "" if self.against == "standard" else f" to {self.against} targets"
+        said = f" with {' and '.join(with_)}" if with_ else ""
+        return f"transfer{said}{to}"
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         targets = [scale.target(t).key() for t in scale.targets_of(self.against)]
@@ -200,16 +203,20 @@ class Sharpness:
             logits = torch.cat([model(x) for x, _ in batches])
         labels = torch.cat([y for _, y in batches])
         lanczos = {"tol": self.tol, "products": self.products}
-        found = {
-            "top": sharpness.top_eigenvalue(model, batches, **lanczos),
-            "trace": sharpness.trace(model, batches, probes=self.probes, deflate=self.deflate),
-            "worst_case": sharpness.worst_case(model, batches, self.rho),
-            "relative": sharpness.relative_flatness(model, batches),
-            "input_gradient": sharpness.input_gradient_norm(model, batches),
+        measures: dict[str, Callable[[], sharpness.Measured]] = {
+            "top": lambda: sharpness.top_eigenvalue(model, batches, **lanczos),
+            "trace": lambda: sharpness.trace(model, batches, probes=self.probes, deflate=self.deflate),
+            "worst_case": lambda: sharpness.worst_case(model, batches, self.rho),
+            "relative": lambda: sharpness.relative_flatness(model, batches),
+            "input_gradient": lambda: sharpness.input_gradient_norm(model, batches),
         }
         scale = scale_to_loss(logits, labels, self.level)
         if scale is not None:
-            found["matched"] = sharpness.top_eigenvalue(Scaled(model, scale), batches, **lanczos)
+            measures["matched"] = lambda: sharpness.top_eigenvalue(Scaled(model, scale), batches, **lanczos)
+        found = {}
+        for name, measure in measures.items():
+            found[name] = measure()
+            bench.tick()
         row |= {"loss": records.rounded(F.cross_entropy(logits, labels)), "scale": scale}
         for name in self.measures:
             m = found.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,22 @@ class Subject:
 class Bench:
     """The images of `scale` on `device`; `targets(role)` gives the scale's targets of a role as networks.
 
+    A probe that takes long calls `tick` after each of its parts: it may raise to stop in time.
+
     One fixed order of the test images holds for everything: the attacked test images come first, then the attacked
     validation images; natural and robust accuracy are taken on the first so many of all of them.
     """
 
-    def __init__(self, scale: Scale, dataset: data.Dataset, device: str, targets):
+    def __init__(
+        self,
+        scale: Scale,
+        dataset: data.Dataset,
+        device: str,
+        targets: Callable[[str], list[tuple[str, nn.Module]]],
+        tick: Callable[[], None] = lambda: None,
+    ):
         self.scale, self.dataset, self.how, self.targets = scale, dataset, execution.resolve(device), targets
+        self.tick = tick
         drawn = torch.Generator().manual_seed(stream(0, "images"))
         self._order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
         self.attacked = self.test_images(scale.test_images + scale.validation_images)

@@ -501,3 +501,10 @@ def test_an_unknown_scale_mode_or_device_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device"):
         Lab(TINY, device="cuda", records_dir=tmp_path)
+
+
+def test_every_measure_of_sharpness_is_a_unit_of_work(place):
+    spec, made = TINY.surrogate(TINY.schedules()["constant"], 0), []
+    lab = place.lab(tick=lambda: made.append(None))
+    lab.transfer(spec, [3.0], replace(TINY.sharpness, images=8, products=3, probes=2, deflate=1))
+    assert len(made) >= 6  # λ₁, trace, worst case, relative, input gradient, λ₁ at equal loss or the row
