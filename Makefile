@@ -9,10 +9,10 @@ RUN   := .venv/bin/python
 .PHONY: help reproduce test notebooks lint lock clean
 
 help:
-	@echo 'make reproduce   run every notebook; SCALE=smoke (default), laptop or paper; MODE=run or replay; SEEDS=0,1'
-	@echo 'make test        unit tests, and the committed notebooks through nbval'
+	@echo 'make reproduce   run every notebook; SCALE=smoke (default), laptop, gpu or paper; MODE=run or replay; SEEDS=0,1'
+	@echo 'make test        unit tests, the examples in docstrings, and the committed notebooks through nbval'
 	@echo 'make notebooks   re-execute the committed notebooks in place, in replay'
-	@echo 'make lint        ruff over code and notebooks'
+	@echo 'make lint        ruff over code and notebooks, mypy over rfnlib'
 	@echo 'make lock        write requirements.lock anew from pyproject.toml (needs uv)'
 	@echo 'make clean       remove build/ and caches; data/ and .venv stay'
 	@echo 'make .venv       only install; PYTHON=/path/to/python chooses the interpreter'
@@ -21,13 +21,14 @@ reproduce: .venv
 	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: .venv
-	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks rfnlib --doctest-modules --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 
 notebooks: .venv
 	@$(RUN) -c 'from rfnlib.reproduce import refresh; refresh()'
 
 lint: .venv
 	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
 
 lock:
 	@command -v $(UV) >/dev/null || { \

@@ -43,7 +43,7 @@ class Natural:
 
 
 class PGDTraining(Natural):
-    """PGD on the network as it is, anew for every batch (Madry et al. 2018, ICLR):
+    """PGD on the network as it is, anew for every batch (Madry et al. 2018, ICLR).
 
     x₀ = x or a random point of the ball;  xⱼ₊₁ = clip₀₁( Π( xⱼ + step · d(∇ₓ CE(f(xⱼ), y)) ) ),  j < k
 
@@ -81,7 +81,7 @@ class PGDTraining(Natural):
 
 
 class FreeTraining(Natural):
-    """One pass moves the weights and the perturbation δ, (B, C, H, W) (Shafahi et al. 2019, NeurIPS, algorithm 1):
+    """One pass moves the weights and the perturbation δ, (B, C, H, W) (Shafahi et al. 2019, NeurIPS, algorithm 1).
 
     L = L(w; clip₀₁(x + δ), y);  w steps along ∇_w L;  δ ← Π( δ + step · d(∇_δ L) )
 

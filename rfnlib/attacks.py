@@ -3,9 +3,9 @@
 They know nothing of this project's experiments: any module that maps images in [0, 1] to logits will do.
 A technique is a setting of `IterativeAttack`, and a named attack one line that sets it; `|` combines them:
 
->>> attack = MI() | DI() | TI()
->>> adversarial = attack(surrogate, images, labels)
->>> for adversarial, labels in attack.over(surrogate, loader): ...  # an epoch, with progress
+>>> attack = MI() | DI() | TI()  # doctest: +SKIP
+>>> adversarial = attack(surrogate, images, labels)  # doctest: +SKIP
+>>> for adversarial, labels in attack.over(surrogate, loader): ...  # an epoch, with progress  # doctest: +SKIP
 
 ==============  ==========================================  =================================================
 attack          what it sets                                source
@@ -499,8 +499,11 @@ def input_gradient(model: Function, x: Tensor, y: Tensor, loss: Loss = cross_ent
 
 
 class _Passes:
-    """Passes with the same labels, shown images of type `dtype`. To look at numbers once, not at every pass, keeps
-    a GPU from waiting: labels are looked at first, and last whether all gradients were finite."""
+    """Passes with the same labels, shown images of type `dtype`.
+
+    To look at numbers once, not at every pass, keeps a GPU from waiting: labels are looked at first, and last whether
+    all gradients were finite.
+    """
 
     def __init__(self, dtype: torch.dtype, labels: Tensor) -> None:
         self.dtype, self.labels = dtype, labels

@@ -106,6 +106,7 @@ def scaled(channels: int, factor: float) -> int:
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the image's size but for its stride."""
     kind = Sampled if kernel == 1 < stride and c_in < 8 else nn.Conv2d
     return kind(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
 

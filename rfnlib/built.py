@@ -135,6 +135,7 @@ def model_digest(model: nn.Module) -> str:
 
 
 def digest_of(tensors: Iterable[Tensor], *words: object) -> str:
+    """SHA-256 of what tensors hold, with types and shapes, and of `words`."""
     found = hashlib.sha256(repr(words).encode())
     for t in tensors:
         found.update(f"{t.dtype} {tuple(t.shape)}".encode())

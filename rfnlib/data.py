@@ -78,7 +78,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)"""
+        """(C, H, W)."""
         return tuple(self.train_images.shape[1:])
 
     def to(self, device: torch.device | str) -> Dataset:

@@ -219,7 +219,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def parity(measure: Callable[[], Tensor], device: str) -> float:
     """The share of entries in which `measure` gives the same in bf16 as in fp32; what `BF16_MEASURES` waits for.
 
-    >>> parity(lambda: transfer.predict(model, images), "cuda")
+    >>> parity(lambda: transfer.predict(model, images), "cuda")  # doctest: +SKIP
 
     Args:
         measure: classes, or whether images are robust, or pixels as uint8: exact values, (N, …).

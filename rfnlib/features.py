@@ -1,8 +1,8 @@
 """Data sets that hold chosen features only, after Ilyas et al. (2019, NeurIPS).
 
->>> robust = robust_dataset(adversarially_trained, cifar10, kind="robust")        # D_R
->>> non_robust = robust_dataset(standard, cifar10, kind="non-robust")             # D_NR
->>> train(TrainSpec(robust.name, "resnet18", Step(0.1, (50, 100)), 150), dataset=robust)
+>>> robust = robust_dataset(adversarially_trained, cifar10, kind="robust")        # D_R  # doctest: +SKIP
+>>> non_robust = robust_dataset(standard, cifar10, kind="non-robust")             # D_NR  # doctest: +SKIP
+>>> train(TrainSpec(robust.name, "resnet18", Step(0.1, (50, 100)), 150), dataset=robust)  # doctest: +SKIP
 
 ========================  ==========================================================  ==============
 function                  image (of x with the label y)                               its label
@@ -415,7 +415,7 @@ def _device(model: nn.Module) -> torch.device:
 def image_grid(*rows: Tensor, gap: int = 1) -> np.ndarray:
     """Rows of images as one picture, uint8 (height, width, 3), white between them: for matplotlib's `imshow`.
 
-    >>> image_grid(data.train_images[:10], robust.train_images[:10])  # above each image what became of it
+    >>> image_grid(data.train_images[:10], robust.train_images[:10])  # what became of each, below it  # doctest: +SKIP
 
     Args:
         rows: uint8, or float in [0, 1], (N, C, H, W) with the same C (1 or 3), H and W; shorter rows end in white.

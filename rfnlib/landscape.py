@@ -300,18 +300,22 @@ def _count(batches: Batches) -> tuple[int, int]:
 
 
 def gradient_of(*args: Any, **options: Any) -> Tensor:
+    """The gradient with respect to one tensor: `torch.autograd.grad`, its only result."""
     return torch.autograd.grad(*args, **options)[0]
 
 
 def finite(values: Tensor, what: str) -> Tensor:
+    """`values`, refused if one of them is not finite."""
     fine = bool(torch.isfinite(values).all())
     require(fine, f"{what} is not finite; give weights and images that do not overflow.")
     return values
 
 
 def require_whole(name: str, value: object, least: int, way_out: str, most: float = math.inf) -> None:
+    """Refuse what is no integer from `least` to `most`."""
     require(is_whole(value, least, most), f"{name} is {value!r}; give a whole number of at least {least}, {way_out}.")
 
 
 def require_number(name: str, value: object, way_out: str) -> None:
+    """Refuse what is no number of at least 0."""
     require(is_number(value, 0), f"{name} is {value!r}; give a number of at least 0, {way_out}.")

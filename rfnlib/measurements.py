@@ -1,8 +1,8 @@
 """What is measured, as values: a `Measurement`, and the `Arm`, which asks for the same ones of several seeds.
 
->>> sgd = [scale.surrogate(Step(0.1), seed) for seed in (0, 1)]
->>> arm = Arm("SGD", sgd, At(Transfer(scale.attack), [50.0, 100.0]), At(scale.sharpness, [100.0]))
->>> lab.read(arm)  # its first question, all its seeds: a `TransferCurve`
+>>> sgd = [scale.surrogate(Step(0.1), seed) for seed in (0, 1)]  # doctest: +SKIP
+>>> arm = Arm("SGD", sgd, At(Transfer(scale.attack), [50.0, 100.0]), At(scale.sharpness, [100.0]))  # doctest: +SKIP
+>>> lab.read(arm)  # its first question, all its seeds: a `TransferCurve`  # doctest: +SKIP
 
 A study states its arms once. What is to be computed, what is shown and what is read all follow from them.
 """

@@ -31,8 +31,8 @@ def penalised(spec: TrainSpec, model: nn.Module, how: execution.Execution) -> Ob
     """The same with a penalty on the gradient by the images: L + λ · 1/B Σ_b ‖∇_x ℓ_b‖²,  λ = `spec.input_penalty`.
 
     ℓ_b is the loss of image b and L their mean; the norm is l2, of images in [0, 1]. In training mode BatchNorm ties
-    the images of a batch together, so that the gradient is that of Σ_b ℓ_b. With SAM this is "SAM & IR", the recipe
-    that Zhang et al. (2024, IEEE S&P) recommend for surrogates; the penalty goes back to Drucker & LeCun (1992).
+    the images of a batch together, so that the gradient is that of Σ_b ℓ_b. With SAM this is "SAM & IR", what
+    Zhang et al. (2024, IEEE S&P) recommend for surrogates; the penalty goes back to Drucker & LeCun (1992).
     The model must not be compiled, for compiled ones have no second derivatives.
     """
 

@@ -33,8 +33,7 @@ def records_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where snapshots and other large things that can be made again lie: `RFN_CACHE`, else
-    `data/cache/`, which git ignores."""
+    """Where snapshots and all else that can be made again lie: `RFN_CACHE`, else `data/cache/`, which git ignores."""
     return _folder("RFN_CACHE", "data/cache")
 
 

@@ -5,10 +5,11 @@ A kind of one's own is one more such class; nothing else has to know of it:
 >>> @dataclass(frozen=True)
 ... class Confidence:
 ...     kind: ClassVar[str] = "confidence"
+...     label: ClassVar[str] = "confidence"
 ...     images: int = 100
 ...     def settings(self, scale): return {"images": self.images}
 ...     def row(self, bench, subject): return {"mean": float(bench.network(subject)(...).softmax(1).amax(1).mean())}
-...     def read(self, name, rows, lab): return [[row["mean"] for row in of] for of in rows]
+...     def read(self, lab, arm, at, rows): return [[row["mean"] for row in of] for of in rows]
 ...     def passes(self, scale): return self.images
 """
 

@@ -1,13 +1,13 @@
 """Recipes: from the weights of a training run to the surrogate that is attacked.
 
->>> lab.transfer({"LGV": specs}, epochs=[10.0], recipe=Collected(per_epoch=4))
+>>> lab.transfer(specs, epochs=[10.0], recipe=Collected(per_epoch=4))  # doctest: +SKIP
 
 A recipe is called with a network, the weights it collects along the run (the last ones are the network's) and batches
 of training images that are not augmented, and gives the module to attack. It is a frozen dataclass or a function of a
 module, for a record names the surrogate by it. One with an attribute `per_epoch` is given that many weights an epoch,
 any other the last ones alone. A recipe of your own:
 
->>> def blurred(network, weights, batches):
+>>> def blurred(network, weights, batches):  # doctest: +SKIP
 ...     return nn.Sequential(GaussianBlur(3), network)
 """
 

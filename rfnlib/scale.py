@@ -201,8 +201,8 @@ class Scale:
     def flat(self, minimizer: Minimizer | None, seed: int, arch: Arch | None = None) -> TrainSpec:
         """A surrogate trained by `minimizer` (None: SGD alone) under the standard schedule.
 
-        A mean of weights is worth taking only where they still move: as in SWA's recipe, its learning rate is halved
-        halfway and stays.
+        A mean of weights is worth taking only where they still move: as where SWA was proposed, the learning rate is
+        halved halfway and stays.
         """
         averaging = minimizer is not None and minimizer.average_from is not None
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)

@@ -1,7 +1,7 @@
 """How sharp the loss is: at a network's weights, and at its inputs.
 
->>> batches = [(images, labels)]  # images in [0, 1]; a list, since it is passed over many times
->>> top_eigenvalue(model, batches, split="train, not augmented")
+>>> batches = [(images, labels)]  # images in [0, 1]; a list, since it is passed over many times  # doctest: +SKIP
+>>> top_eigenvalue(model, batches, split="train, not augmented")  # doctest: +SKIP
 Measured(value=19.3, error=0.007, images=500, split='train, not augmented', passes=40.0)
 
 ========================  ==========================================================================

@@ -1,11 +1,11 @@
 """Surrogates: what turns trained networks, or their weights, into something to attack.
 
->>> attack(SkipGradient(network), images, labels)  # a network under another gradient, with any technique
->>> attack(GhostNetwork(SkipGradient(network, 0.5)), images, labels)  # wrappers combine
->>> lgv = Cycle([loaded(network, w) for w in collected])  # weights collected along SGD with a high learning rate
->>> lgv_swa = average(network, collected, batches)
->>> swag = Swag.fit(network, collected)
->>> lgv_swag = Cycle([loaded(network, swag.sample(seed), batches) for seed in range(40)])
+>>> attack(SkipGradient(network), images, labels)  # another gradient  # doctest: +SKIP
+>>> attack(GhostNetwork(SkipGradient(network, 0.5)), images, labels)  # wrappers combine  # doctest: +SKIP
+>>> lgv = Cycle([loaded(network, w) for w in collected])  # of SGD at a high learning rate  # doctest: +SKIP
+>>> lgv_swa = average(network, collected, batches)  # doctest: +SKIP
+>>> swag = Swag.fit(network, collected)  # doctest: +SKIP
+>>> lgv_swag = Cycle([loaded(network, swag.sample(seed), batches) for seed in range(40)])  # doctest: +SKIP
 
 ==============  =========================================================  =====================================
 name            what is attacked                                           source
@@ -25,7 +25,7 @@ before. (Members of a `Cycle` or an `Ensemble` may be compiled.)
 
 A surrogate of your own that changes from iteration to iteration says by `at_iteration` what it is at each of them:
 
->>> class Noisy(Surrogate):
+>>> class Noisy(Surrogate):  # doctest: +SKIP
 ...     def __init__(self, network):
 ...         super().__init__()
 ...         self.network = network
@@ -142,7 +142,7 @@ class SkipGradient(Surrogate):
 
 
 class _Decayed(torch.autograd.Function):
-    """The identity, but for its gradient. (γ f + (1 − γ) f.detach() would differ from f in the last bits.)"""
+    """The identity, but for its gradient; γ f + (1 − γ) f.detach() would differ from f in the last bits."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
@@ -283,7 +283,9 @@ FUSIONS = {"logits": _mean_logits, "probabilities": _mean_probabilities}
 
 
 class Ensemble(Surrogate):
-    """Several networks attacked at once. With p_m the probabilities of the m-th of M, its cross-entropy is
+    """Several networks attacked at once.
+
+    With p_m the probabilities of the m-th of M, the cross-entropy is
 
     over="logits":         −log( q_y / Σ_k q_k ),  q = (Π_m p_m)^(1/M)
     over="probabilities":  −log( 1/M Σ_m p_m,y )

@@ -5,10 +5,10 @@ what the surrogate is shown instead, one batch of N images or a list of them. Th
 over all copies, through the view. `batch` knows the examples (`labels`, `iteration`) and draws random numbers for
 each of them alone, so that no example depends on its batch mates or on the size of the batch:
 
->>> def brightness(images, batch):
+>>> def brightness(images, batch):  # doctest: +SKIP
 ...     factor = 0.8 + 0.4 * batch.uniform(1, 1, 1)  # (N, 1, 1, 1): one number an example
 ...     return images * factor.to(images)
->>> attack = MI(views=(brightness,))
+>>> attack = MI(views=(brightness,))  # doctest: +SKIP
 
 An **estimator** is any callable `estimator(gradient, x, ball, batch)` that returns what the attack shall take for the
 gradient at `x`, (N, C, H, W). `gradient` is a function from images to gradients; `ball` knows the attack's radius, norm
@@ -506,6 +506,7 @@ def seen(views: Sequence[View], gradient: Gradient, batch: Batch) -> Gradient:
 
 
 def estimated(part: Estimator, gradient: Gradient, ball: Ball, batch: Batch) -> Gradient:
+    """The gradient that `part` makes of `gradient`."""
     return lambda x: like(x, part(gradient, x, ball, batch), part)
 
 
@@ -522,6 +523,7 @@ def _copy(view: View, made: Tensor, x: Tensor) -> Tensor:
 
 
 def like(x: Tensor, made: Tensor, part: Any) -> Tensor:
+    """`made`, refused if `part` has given it another shape than that of x."""
     shape = tuple(made.shape) if isinstance(made, Tensor) else None
     require(shape == x.shape, f"{part!r} returns gradients of shape {shape}; give back {tuple(x.shape)}.")
     return made
@@ -536,15 +538,18 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def require_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Refuse what is no number from `low` to `high`."""
     allowed = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
     require(is_number(value, low, high), f"{name} is {value!r}; give {allowed}.")
 
 
 def require_whole(name: str, value: Any, low: int) -> None:
+    """Refuse what is no integer of at least `low`."""
     require(is_whole(value, low), f"{name} is {value!r}; give a whole number of at least {low}.")
 
 
 def require_seed(seed: Any) -> None:
+    """Refuse what is no seed of the views' random numbers."""
     require(is_whole(seed, 0, 2**32 - 1), f"seed is {seed!r}; give a whole number from 0 to 2**32 - 1.")
 
 
