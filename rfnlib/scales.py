@@ -87,7 +87,7 @@ LAPTOP = Scale(
         Target(Arch("senet18", 16, stem=2), 50, "robust", adversary=Adversary("linf", 4 / 255, steps=2)),
     ),
     attack=BIM(eps=4 / 255, steps=15),
-    test_images=1000,
+    test_images=1200,
     validation_images=256,
     accuracy_images=5000,
     seeds=(0, 1, 2, 3, 4),
