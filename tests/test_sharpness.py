@@ -627,7 +627,7 @@ class Augmented(list):
 
     def __iter__(self):
         self.rounds += 1
-        return ((x + self.rounds, y) for x, y in super().__iter__())
+        return ((x / (1 + self.rounds), y) for x, y in super().__iter__())
 
 
 def hooked() -> nn.Module:
@@ -651,7 +651,7 @@ REFUSED = {
     "empty": (lambda m, b: trace(m, []), "no image; give at least one"),
     "empty batch": (lambda m, b: trace(m, [(X[:0], Y[:0])]), "no image; give at least one"),
     "uint8": (lambda m, b: trace(m, [(X.byte(), Y)]), "torch.uint8; give floats"),
-    "labels": (lambda m, b: trace(m, [(X, Y[:3])]), r"shape \(3,\); give int64 of shape \(12,\)"),
+    "labels": (lambda m, b: trace(m, [(X, Y[:3])]), r"shape \(3,\); give torch.int64 of shape \(12,\)"),
     "negative label": (lambda m, b: trace(m, [(X, Y - 100)]), "classes count from 0"),
     "high label": (lambda m, b: trace(m, [(X, Y + 4)]), "the model has classes 0 to 3"),
     "augmented": (lambda m, b: top_eigenvalue(m, Augmented(b)), "not augmented"),
