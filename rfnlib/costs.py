@@ -54,7 +54,7 @@ class Ledger:
         self.lab, self.scale = lab, lab.scale
         self.done: set[str] = set()
         for record in lab.records.values():
-            about = (record.kind, record.settings)
+            about = (record.kind, record.settings, record.data)
             self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Ledger:
         # Every row also takes the accuracy on all training images, forward only.
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
-        about, end = (record.kind, record.settings), math.ceil(max(epochs) - 1e-9)
+        about, end = (record.kind, record.settings, record.data), math.ceil(max(epochs) - 1e-9)
         trained = _training(m.spec, end, self.n_train)
         return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 

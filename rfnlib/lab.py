@@ -69,6 +69,12 @@ class Lab:
             f"seeds is {seeds!r}; give one or more different integers from 0 to 999 in a list, such as [0, 1] "
             "(papermill takes one as -y 'seeds: [0, 1]'; -p makes text of it).",
         )
+        chosen_by = sorted(set(given) & set(self.scale.pilots))
+        require(
+            not chosen_by,
+            f"seeds {chosen_by} are pilots of {self.scale.name} scale: what they choose must not be judged on them; "
+            "give others.",
+        )
         self.seeds = list(given)
         self.device = execution.resolve(device).device
         self.folder = (records_dir or paths.records_dir()) / self.scale.name
@@ -184,7 +190,8 @@ class Lab:
             with Progress(len(missing), m.label) as bar:
                 for row, made in self.rows(m):
                     self.add(m, row, made)
-                    bar.advance(1, f"epoch {row['epoch']:g}, accuracy {row['accuracy']:.1%}")
+                    accuracy = f", accuracy {row['accuracy']:.1%}" if "accuracy" in row else ""
+                    bar.advance(1, f"epoch {row['epoch']:g}{accuracy}")
         return self.find(m)
 
     def rows(self, m: Measurement) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -224,7 +231,7 @@ class Lab:
         known = {
             row["snapshot"]: (row, other.provenance[row["made"]])
             for other in self.records.values()
-            if other.kind == record.kind and other.settings == record.settings
+            if (other.kind, other.settings, other.data) == (record.kind, record.settings, record.data)
             for row in other.rows
         }
         histories = {e: m.spec.history_key(max(1, round(e * per_epoch)), per_epoch) for e in self.missing(m)}
@@ -293,11 +300,16 @@ class Lab:
     def _data_checksum(self) -> str:
         return data.checksum(self.scale.data)[:16]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
     def dataset(self, wanted: FeatureSet | None = None) -> data.Dataset:
         """The scale's data set, or the set of features `wanted`: from the cache, or built, its network first."""
-        if wanted is None:
-            return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+        return self._built(wanted) if wanted else self._images
+
+    @functools.cached_property
+    def _images(self) -> data.Dataset:
+        return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
+    def _built(self, wanted: FeatureSet) -> data.Dataset:
         (last,) = self._train(wanted.model, [wanted.model.epochs])
         model = last.load_into(training.network(wanted.model, self.dataset()))
         model = self.bench.how.place(model).requires_grad_(False)

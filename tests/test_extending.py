@@ -133,6 +133,22 @@ def test_a_kind_of_measurement(lab):
     assert lab("replay").missing(Measurement(SGD, At(Confidence(images=19), (1.0,))))
 
 
+@dataclass(frozen=True)
+class Norm(Confidence):
+    """The length of all weights: a kind whose rows say nothing about images."""
+
+    kind: ClassVar[str] = "norm"
+    label: ClassVar[str] = "norm"
+
+    def row(self, bench, subject):
+        return {"norm": records.rounded(sum(float(w.float().norm()) for w in subject.weights.values()))}
+
+
+def test_a_kind_of_measurement_without_accuracy(lab):
+    found = survives(lab, Measurement(SGD, At(Norm(), (1.0,))))
+    assert found.at(1)["norm"] > 0
+
+
 # --- a data set -----------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scenes import TINY
 
-from rfnlib import data, execution, keys, models, records, training, zoo
+from rfnlib import costs, data, execution, keys, models, records, training, zoo
 from rfnlib.attacks import IterativeAttack
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
@@ -216,6 +216,11 @@ def test_a_row_taken_out_is_computed_again_alone_and_is_the_same(place, computed
     assert {p: p.read_bytes() for p in untouched} == untouched
 
 
+def test_the_data_set_is_read_once(tmp_path):
+    lab = Place(tmp_path).lab()
+    assert lab.dataset() is lab.dataset(None) is lab.bench.dataset
+
+
 def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, attacks, monkeypatch):
     path = place.record("transfer-resnet18-w4-step2-s0")
     gone = without(path, 0)  # epoch 1, which the constant learning rate has too
@@ -223,6 +228,18 @@ def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, atta
     ask(place.lab())
     assert attacks == []
     assert records.read(path).rows[0] == gone
+
+
+def test_a_row_of_other_images_is_neither_copied_nor_counted_as_done(place, attacks, monkeypatch):
+    monkeypatch.setattr(data, "checksum", lambda name: "0" * 64)  # as of a data set whose files have changed
+    lab = place.lab()
+    for needed in lab.scale.targets_of("standard"):
+        lab.measure(lab.scale.clean(needed))
+    (m,) = lr_decay.arms(lab)["cosine"].measurements(0)
+    rows = [name for name, unit in costs.Ledger(lab).left(m).items() if unit.passes > 1]
+    assert len(rows) == len(m.epochs)
+    lab.measure(m)
+    assert attacks == [41] * len(m.epochs)
 
 
 def test_each_network_is_attacked_once_however_many_runs_pass_through_it(computed, attacks, tmp_path):
@@ -489,6 +506,11 @@ def test_seeds_that_cannot_be_are_refused(seeds, tmp_path):
     with pytest.raises(ValueError, match="give one or more different integers from 0 to 999") as refused:
         Place(tmp_path).lab(seeds=seeds)
     assert str(seeds) in str(refused.value)
+
+
+def test_pilot_seeds_are_not_judged(tmp_path):
+    with pytest.raises(ValueError, match=r"seeds \[100\] are pilots of tiny scale"):
+        Place(tmp_path).lab(seeds=[0, 100])
 
 
 def test_an_unknown_scale_mode_or_device_is_refused(tmp_path, monkeypatch):

@@ -59,6 +59,13 @@ def test_gates_and_choices_look_at_validation_images_and_targets_only():
 
 
 @pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
+def test_the_pilots_of_another_architecture_are_all_of_that_architecture(scale):
+    for arch in scale.surrogates[1:]:
+        runs = [spec for arm in pilots.arms(FakeLab(scale), arch).values() for spec in arm.specs]
+        assert {spec.arch for spec in runs} == {arch.name}
+
+
+@pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
 def test_pilots_judge_nothing_and_judged_seeds_choose_nothing(scale):
     lab = FakeLab(scale)
     measured = [*pilots.plan(lab), *pilots.later(lab)]

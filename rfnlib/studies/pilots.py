@@ -76,11 +76,12 @@ def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
         arch: None: the architecture that claims are judged on, with every pilot seed; else another, with the first.
     """
     scale = lab.scale
-    seeds = scale.pilots if arch in (None, scale.surrogates[0]) else scale.pilots[:1]
+    first = arch in (None, scale.surrogates[0])
+    seeds = scale.pilots if first else scale.pilots[:1]
     standard = [scale.flat(None, seed, arch) for seed in seeds]
     along = At(scale.transfer, (*scale.attacked_at(standard[0].schedule), late(scale)))
     found = [Arm("SGD", standard, along)]
-    if seeds == scale.pilots:
+    if first:
         constant = [scale.surrogate(Step(scale.lr), seed) for seed in seeds]
         before = [e for e in scale.attacked_at(constant[0].schedule) if e <= min(scale.decays)]
         found.append(Arm("constant", constant, At(scale.transfer, tuple(before))))
