@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from rfnlib import data, execution, minimizers, models, objectives, snapshots
+from rfnlib import data, execution, minimizers, models, objectives, snapshots, zoo
 from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
+from rfnlib.probes import Clean
 from rfnlib.specs import TrainSpec
 
 Network = tuple[str, int | None, int]  # architecture, width, stem: what the time of a pass depends on
@@ -46,8 +47,8 @@ def passes_per_step(spec: TrainSpec) -> float:
 class Ledger:
     """The units of a lab's measurements, and which of them are done: rows by the records, epochs by the cache.
 
-    What cannot be known without computing (the files of a run on a data set that is yet to be built) counts as left,
-    until `finish` is told.
+    A target's epochs are also done if its weights are released. What cannot be known without computing (the files of a
+    run on a data set that is yet to be built) counts as left, until `finish` is told.
     """
 
     def __init__(self, lab: Lab):
@@ -68,6 +69,8 @@ class Ledger:
         if not missing:
             return {}
         done = self.done | self._on_disk(m.spec, missing)
+        if m.probe.kind == Clean.kind and zoo.path_of(self.lab.weights, m.spec).exists():
+            done |= _training(m.spec, m.spec.epochs, self.n_train).keys()
         return {name: unit for name, unit in self._units(m, missing).items() if name not in done}
 
     def finish(self, m: Measurement, epochs: Iterable[float]) -> None:

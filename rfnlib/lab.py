@@ -264,13 +264,24 @@ class Lab:
         return self.measure(self.scale.clean(target))
 
     def _released(self, spec: TrainSpec) -> Subject:
-        """A target: its released weights, or those of its training, rounded and put among them."""
+        """A target: its released weights, or those of its training, rounded and put among them.
+
+        Raises:
+            BadRecord: what is released was trained on other data.
+        """
 
         def trained() -> tuple[dict, dict]:
             (last,) = self._train(spec, [spec.epochs])
-            return last.weights(), {"iteration": last.iteration, "history": last.history, "cost": last.cost}
+            about = {"iteration": last.iteration, "history": last.history, "cost": last.cost}
+            return last.weights(), {**about, "data": self._data_checksum}
 
         weights, about = zoo.obtain(self.weights, spec, trained)
+        path, on = zoo.path_of(self.weights, spec), about.get("data", self._data_checksum)  # older files do not say
+        if on != self._data_checksum:
+            raise records.BadRecord(
+                f"{path} was trained on another {spec.data} ({on}) than the one that is there ({self._data_checksum}); "
+                "restore the data set, or move the file away to have the network trained anew."
+            )
         per_epoch = training.steps_per_epoch(spec, self.dataset())
         return Subject(spec, about["iteration"], per_epoch, about["history"], weights, about["cost"])
 

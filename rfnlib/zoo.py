@@ -34,6 +34,11 @@ def rounded(weights: Weights) -> Weights:
     return found
 
 
+def path_of(folder: Path, spec: TrainSpec) -> Path:
+    """The file of `spec`'s last network in `folder`, there or not."""
+    return folder / f"{spec.short_name}-{spec.key()}.safetensors"
+
+
 def obtain(
     folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]]
 ) -> tuple[Weights, dict[str, Any]]:
@@ -45,7 +50,7 @@ def obtain(
     Raises:
         DamagedSnapshot: the file was altered since it was written.
     """
-    path = folder / f"{spec.short_name}-{spec.key()}.safetensors"
+    path = path_of(folder, spec)
     if not path.exists():
         weights, about = trained()
         write(path, weights, spec=spec.describe(), **about)

@@ -264,3 +264,13 @@ def test_what_lies_in_the_cache_is_not_counted_and_what_was_lost_is(tmp_path):
     for file in (lab.cache / "snapshots").iterdir():
         file.unlink()
     assert epochs() == 3
+
+
+def test_released_weights_are_not_counted_as_training(tmp_path):
+    lab = lab_in(tmp_path)
+    target, *_ = planned(lab)
+    assert len(costs.Ledger(lab).left(target)) == target.spec.epochs + 1
+    list(lab.rows(target))  # not recorded
+    for file in (lab.cache / "snapshots").iterdir():
+        file.unlink()
+    assert len(costs.Ledger(lab).left(target)) == 1, "the row alone"

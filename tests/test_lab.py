@@ -231,6 +231,7 @@ def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, atta
 
 
 def test_a_row_of_other_images_is_neither_copied_nor_counted_as_done(place, attacks, monkeypatch):
+    shutil.rmtree(place.folder / "weights")
     monkeypatch.setattr(data, "checksum", lambda name: "0" * 64)  # as of a data set whose files have changed
     lab = place.lab()
     for needed in lab.scale.targets_of("standard"):
@@ -461,6 +462,12 @@ def test_targets_are_not_trained_again_where_their_weights_are_released(place, c
     (record,) = (r for r in lab.records.values() if r.name.startswith("transfer-resnet18-w4-cyclic-s0"))
     trained = {p.name for p in (place.folder / "cache").rglob("*.weights.safetensors")}
     assert len(trained) == 1 and record.rows[-1]["epoch"] == 3
+
+
+def test_targets_released_from_other_images_are_refused(place, monkeypatch):
+    monkeypatch.setattr(data, "checksum", lambda name: "0" * 64)
+    with pytest.raises(BadRecord, match=r"cnn-w16\S+ was trained on another digits \(\w{16}\) than .* \(0{16}\)"):
+        place.lab().target_table("validation")
 
 
 def test_hits_on_other_weights_than_the_recorded_targets_are_refused(place, monkeypatch):

@@ -380,7 +380,7 @@ class Sweep:
         return pd.DataFrame(rows).T.rename_axis("ρ")
 
 
-MEASURES = {"top": "λ₁", "matched": "λ₁ at equal loss", "trace": "trace", "loss": "training loss"}
+MEASURES = {m: words.MEASURES[m] for m in ("top", "matched", "trace")} | {"loss": "training loss"}
 
 
 def sweep(lab: Lab) -> Sweep:

@@ -320,10 +320,10 @@ class Grid:
 
     curves: dict[tuple[str, str], TransferCurve]
 
-    def rate(self, surrogate: str, technique: str, seeds: int | None = None) -> Influence:
+    def rate(self, surrogate: str, technique: str) -> Influence:
         """Success of `technique` on `surrogate`."""
         c = self.curves[surrogate, technique]
-        return c.first(seeds or c.seeds).at(c.end)
+        return c.at(c.end)
 
     @property
     def techniques(self) -> list[str]:
