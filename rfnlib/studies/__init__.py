@@ -66,8 +66,9 @@ def verdicts(lab: Lab) -> Iterator[tuple[str, tuple[Verdict, str]]]:
         for claim in study.CLAIMS:
             with suppress(MissingRecord):  # of one claim there may be less than of another
                 found[claim] = (result.verdict(claim), result.headline(claim))
-    found = {claim: found[claim] for claim in CLAIMS if claim in found}
-    adjusted = holm([verdict for verdict, _ in found.values()])
+    of_the_paper = [claim for claim in CLAIMS if claim in found]
+    found = {claim: found[claim] for claim in dict.fromkeys([*of_the_paper, *found])}
+    adjusted = holm([verdict for verdict, _ in found.values()], family=len({*CLAIMS, *found}))
     for (claim, (_, headline)), verdict in zip(found.items(), adjusted, strict=True):
         yield claim, (verdict, headline)
 
