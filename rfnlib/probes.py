@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rfnlib import records, sharpness, transfer
 from rfnlib.attacks import PGD, IterativeAttack
 from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
-from rfnlib.surrogates import Cycle, Ensemble
+from rfnlib.surrogates import predictor
 
 if TYPE_CHECKING:
     from rfnlib.lab import Lab
@@ -113,12 +113,11 @@ class Transfer:
     def row(self, bench: Bench, subject: Subject) -> Row:
         (images, labels), model = bench.attacked, bench.network(subject)
         adversarial = self.attack(model, images, labels)
-        # The accuracy of several networks is that of their mean probabilities.
-        judged = Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
+        judged = predictor(model)
         targets = bench.targets(self.against)
         hits = torch.stack([transfer.predict(target, adversarial) != labels for _, target in targets], 1)
         return {
-            **bench.accuracies(subject, judged),
+            **bench.accuracies(subject, model),
             "adv_wrong": records.pack(hits.cpu().numpy()),
             "surrogate_wrong": _wrong(judged, images, labels),
             "whitebox": round(float((transfer.predict(judged, adversarial) != labels).float().mean()), 4),

@@ -16,6 +16,7 @@ from rfnlib.recipes import Recipe
 from rfnlib.scale import Scale
 from rfnlib.snapshots import Snapshot, weights_digest
 from rfnlib.specs import TrainSpec
+from rfnlib.surrogates import predictor
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Bench:
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:
             images, labels = self.test_images(self.scale.accuracy_images)
-            loss, right = 0.0, 0
+            model, loss, right = predictor(model), 0.0, 0
             for x, y in zip(self.dataset.train_images.split(500), self.dataset.train_labels.split(500), strict=True):
                 with torch.no_grad():
                     logits = model(data.to_float(x)).float()

@@ -370,6 +370,11 @@ class Cycle(Surrogate):
         return drawn.argsort(stable=True).tolist()
 
 
+def predictor(model: nn.Module) -> nn.Module:
+    """What predicts for `model`: itself; for several networks, one an iteration, the mean of their probabilities."""
+    return Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
+
+
 def _members(members: Iterable[nn.Module]) -> nn.ModuleList:
     members = list(members)
     fine = members and all(isinstance(member, nn.Module) for member in members)

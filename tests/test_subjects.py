@@ -9,7 +9,7 @@ from rfnlib import data, subjects
 from rfnlib.recipes import Ghosts
 from rfnlib.specs import Step
 from rfnlib.subjects import Bench, Subject
-from rfnlib.surrogates import GhostNetwork
+from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork
 
 DIGITS = data.load("digits").subset(TINY.n_train)
 
@@ -55,3 +55,15 @@ def test_a_subject_is_measured_as_by_hand(tmp_path):
     assert here.accuracies(subject, Fails()) == found
     ghosts = Subject(spec, s.iteration, s.per_epoch, s.history, s.weights(), dict(s.cost), Ghosts())
     assert isinstance(here.network(ghosts), GhostNetwork) and ghosts.digest == subject.digest
+
+
+def test_several_networks_are_judged_by_their_mean_probabilities_whatever_asks(tmp_path):
+    spec = TINY.surrogate(Step(0.05), 0)
+    (s,) = start(DIGITS, spec, tmp_path, [1.0])
+    one = Subject(spec, s.iteration, s.per_epoch, s.history, s.weights(), dict(s.cost))
+    two = Subject(spec, s.iteration, s.per_epoch, s.history, {k: v * 1.05 for k, v in one.weights.items()}, {})
+    members = [bench().network(subject) for subject in (one, two)]
+    cycle = Cycle(members)
+    found = bench().accuracies(one, cycle)
+    assert found == bench().accuracies(one, Ensemble(members, "probabilities"))
+    assert found == bench().accuracies(one, cycle) and cycle.passed == 0
