@@ -101,8 +101,10 @@ def test_a_worker_killed_in_the_middle_loses_nothing(alone, tmp_path, monkeypatc
     assert {p.pid for p in children()} <= before, "its processes end with it"
 
 
+# A process begun in the background of a shell is told to ignore Ctrl-C, and hands that on.
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from scenes import TINY
 from test_jobs import planned
 from rfnlib import scales, studies

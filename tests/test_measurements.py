@@ -29,7 +29,7 @@ def test_measurements_of_the_same_question_are_one():
 def test_a_label_says_kind_network_training_and_seed():
     assert Measurement(SGD[1], At(TINY.transfer, (1,))).label == "transfer: resnet18, constant rate, seed 1"
     label = Measurement(FLAT[0], At(Transfer(MI(), "robust"), (1,), Collected(2))).label
-    assert label == "transfer to robust targets: resnet18, sam0.1, Collected, seed 0"
+    assert label == "transfer with momentum to robust targets: resnet18, sam0.1, Collected, seed 0"
 
 
 def test_a_transfer_needs_its_targets_first_and_others_need_nothing():
