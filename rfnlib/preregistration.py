@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from rfnlib import claims, paths, scales, words
+from rfnlib import claims, paths, readme, scales, words
 from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.scale import Scale, Target
@@ -24,7 +24,6 @@ from rfnlib.studies import pilots, rfn_gains
 FILE = "PREREGISTRATION.md"
 JUDGED = (scales.LAPTOP, scales.GPU)  # the scales that the plan is for
 FREE = ("cell_timeout", "apart")  # settings of scales that move no number
-MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end -->)", re.DOTALL)
 LOGGED = re.compile(r"^- (\d{4}-\d\d-\d\d), `([0-9a-f]{16})`: (.+)$", re.MULTILINE)
 
 
@@ -131,9 +130,8 @@ def written(text: str) -> str:
     Raises:
         ValueError: `text` has lost marks.
     """
-    if sorted(m["what"] for m in MARKS.finditer(text)) != sorted(PARTS):
-        raise ValueError(f"{FILE} must hold the marks of {words.listed(list(PARTS))} once each, begin and end.")
-    return MARKS.sub(lambda m: m[1] + markdown(PARTS[m["what"]]()) + m[3], text)
+    parts = {what: lambda table=table: markdown(table()) for what, table in PARTS.items()}
+    return readme.filled(text, parts, FILE)
 
 
 def main(why: str = "") -> int:

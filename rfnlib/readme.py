@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
-from rfnlib import claims, paths, scales, studies
+from rfnlib import claims, paths, scales, studies, words
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.scale import Scale
 from rfnlib.studies import pilots
@@ -53,6 +54,17 @@ def gates_table() -> str:
 TABLES = {"claims": claims_table, "gates": gates_table}
 
 
+def filled(text: str, parts: Mapping[str, Callable[[], str]], name: str) -> str:
+    """`text` with each of `parts` made anew between its marks.
+
+    Raises:
+        ValueError: the text, which is called `name`, has lost marks.
+    """
+    if sorted(m["what"] for m in MARKS.finditer(text)) != sorted(parts):
+        raise ValueError(f"{name} must hold the marks of {words.listed(list(parts))} once each, begin and end.")
+    return MARKS.sub(lambda m: m[1] + parts[m["what"]]() + m[3], text)
+
+
 def update(write: bool = True) -> bool:
     """Put the tables between their marks in README.md; whether that changes the file.
 
@@ -61,9 +73,7 @@ def update(write: bool = True) -> bool:
     """
     path = paths.root() / "README.md"
     old = path.read_text()
-    if sorted(m["what"] for m in MARKS.finditer(old)) != sorted(TABLES):
-        raise ValueError(f"README.md must hold the marks of {' and '.join(TABLES)} once each, begin and end.")
-    new = MARKS.sub(lambda m: m[1] + TABLES[m["what"]]() + m[3], old)
+    new = filled(old, TABLES, path.name)
     if write and new != old:
         path.write_text(new)
     return new != old
