@@ -76,6 +76,7 @@ class Lab:
             "give others.",
         )
         self.seeds = list(given)
+        self.few = self.seeds[: self.scale.few]
         self.device = execution.resolve(device).device
         self.folder = (records_dir or paths.records_dir()) / self.scale.name
         self.cache = (cache_dir or paths.cache_dir()) / self.scale.name

@@ -35,7 +35,7 @@ def fixed() -> dict[str, object]:
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
         "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},
-        "secondary": [rfn_gains.FEW, rfn_gains.LONG],
+        "secondary": rfn_gains.LONG,
     }
 
 

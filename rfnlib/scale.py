@@ -134,6 +134,7 @@ class Scale:
         test_images, validation_images: attacked: two disjoint draws from the test set.
         accuracy_images: natural accuracy is taken on these.
         seeds: of the judged surrogates. `pilots`: those that gates and choices are made by, never judged.
+        few: so many of `seeds`, the first, do for what is secondary and dear.
         minimizers: those of claim C5 that are compared, of the seven in `studies.pilots`.
         rhos: radii of the sweep, the first that of SAM, the others RFN's candidates.
         other_eps: other radii of the attack at which the main surrogates are compared.
@@ -166,6 +167,7 @@ class Scale:
     robustness: Robustness
     features: FeatureStudy
     rivals: RivalStudy
+    few: int = 2
     minimizers: tuple[str, ...] = ("SAM", "ASAM", "GSAM", "LookSAM", "GAM", "WASAM", "SWA")
     rhos: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
     other_eps: tuple[float, ...] = (2 / 255, 8 / 255)

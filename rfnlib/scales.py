@@ -111,8 +111,8 @@ LAPTOP = Scale(
         epochs=10, slight=tuple(Adversary("l2", eps, steps=1) for eps in (0.03, 0.05, 0.1, 0.25)), neighbours=5
     ),
     rhos=(0.05, 0.1, 0.2, 0.4),
-    every=4,
-    fine=(0.25, 0.5, 1.0, 3.0, 4.0, 6.0),
+    every=5,
+    fine=(0.25, 0.5, 1.0, 3.0),
     judged_after=2.0,
 )
 

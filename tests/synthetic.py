@@ -81,6 +81,10 @@ class FakeLab:
     def seeds(self) -> list[int]:
         return list(self.scale.seeds)
 
+    @property
+    def few(self) -> list[int]:
+        return self.seeds[: self.scale.few]
+
     def complete(self, arm: Arm) -> bool:
         pilot = arm.specs[0].seed in self.scale.pilots
         return f"{'pilot ' * pilot}{arm.name}" not in self.missing

@@ -81,8 +81,8 @@ def test_always_is_answered_in_words():
 def test_gains_are_paired_by_seed():
     """A minimizer with fewer seeds is compared with SGD of the same ones."""
     found = rfn_gains.measure(lab_where(0.06, sam=-0.1, seed_sd=0.02))
-    assert found.curves["GSAM"].seeds == rfn_gains.FEW
-    sgd = found.curves["SGD"].first(rfn_gains.FEW)
+    assert found.curves["GSAM"].seeds == SCALE.few
+    sgd = found.curves["SGD"].first(SCALE.few)
     gsam = found.curves["GSAM"]
     assert found.gain("GSAM").value == pytest.approx(gsam.at(gsam.end).value - sgd.at(found.stop).value)
 

@@ -8,7 +8,7 @@ being negative contradicts the claim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,6 +19,7 @@ from rfnlib.intervals import Influence, average, interval
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scale import CONSTANT, decaying
+from rfnlib.specs import Step
 from rfnlib.studies import pilots
 from rfnlib.transfer import DEFAULT
 
@@ -46,18 +47,24 @@ FOLLOWS = {
 }
 
 
-def arms(lab: Lab, seeds: Sequence[int] | None = None) -> dict[str, Arm]:
-    """One arm a schedule, attacked all along its training; `seeds` None: the judged ones."""
-    seeds, found = lab.seeds if seeds is None else seeds, {}
+def arms(lab: Lab) -> dict[str, Arm]:
+    """One arm a schedule, attacked all along training: step schedules on every judged seed, others on the first few."""
+    found = {}
     for name, schedule in lab.scale.schedules().items():
+        seeds = lab.seeds if isinstance(schedule, Step) else lab.few
         runs = [lab.scale.surrogate(schedule, seed) for seed in seeds]
         found[name] = Arm(name, runs, At(lab.scale.transfer, lab.scale.attacked_at(schedule)))
     return found
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """All schedules, seed by seed."""
-    yield from by_seed(arms(lab).values())
+    """The step schedules, seed by seed."""
+    yield from by_seed(arm for arm in arms(lab).values() if isinstance(arm.specs[0].schedule, Step))
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """The other schedules."""
+    yield from by_seed(arm for arm in arms(lab).values() if not isinstance(arm.specs[0].schedule, Step))
 
 
 def measure(lab: Lab) -> Peak:
@@ -199,6 +206,7 @@ class Peak:
             best = max(range(len(run.epochs)), key=lambda i, run=run: run.at(run.epochs[i]).value)
             top = run.epochs[best]
             rows[name] = {
+                "seeds": str(run.seeds),
                 "highest at epoch": f"{top:g}",
                 "success there": words.percent(interval(run.at(top))),
                 "success at the end": words.percent(interval(run.at(run.end))),

@@ -91,8 +91,8 @@ def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
 
 
 def rival_arms(lab: Lab) -> dict[str, Arm]:
-    """What the choices among other surrogates rest on: SAT over its grid of ε, and LGV."""
-    scale, seeds = lab.scale, lab.scale.pilots
+    """What the choices among other surrogates rest on: SAT over its grid of ε, and LGV, on the first pilot seed."""
+    scale, seeds = lab.scale, lab.scale.pilots[:1]
     at_end = At(scale.transfer, (scale.end,))
     found = [Arm(_sat(a), [slight(scale, a, seed) for seed in seeds], at_end) for a in scale.rivals.slight]
     last, recipe = (float(scale.rivals.epochs),), Collected(per_epoch=scale.rivals.per_epoch)

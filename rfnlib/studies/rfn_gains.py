@@ -63,7 +63,6 @@ FOLLOWS = {
     "differences are printed all the same, as a description.",
 }
 
-FEW = 2  # judged seeds of what is secondary: other minimizers, large ρ, the second architecture, equal passes
 LONG = 50  # steps of the longer attack that is a sensitivity
 
 
@@ -73,22 +72,26 @@ LONG = 50  # steps of the longer attack that is a sensitivity
 def main(lab: Lab, arch: Arch | None = None, attack: IterativeAttack | None = None) -> dict[str, Arm]:
     """SGD where it is stopped early and at its end, RFN and SAM at their end: who is compared everywhere.
 
+    By the scale's attack RFN and SAM are attacked along their training too, where notebook 03 looks at their sharpness.
+
     Args:
         arch: None: the architecture that claims are judged on, with every seed; else another, with the first few.
         attack: None: the scale's.
     """
-    scale, seeds = lab.scale, _few(lab) if arch not in (None, lab.scale.surrogates[0]) else lab.seeds
+    scale, seeds = lab.scale, lab.few if arch not in (None, lab.scale.surrogates[0]) else lab.seeds
     probe = replace(scale.transfer, attack=attack or scale.attack)
     stopped = At(probe, (pilots.stopping_epoch(lab, arch), scale.end))
     found = [Arm("SGD", [scale.flat(None, seed, arch) for seed in seeds], stopped)]
     for name, rho in (("RFN", pilots.chosen_rho(lab, arch)), ("SAM", scale.rhos[0])):
-        found.append(Arm(name, [pilots.sam(scale, rho, s, arch) for s in seeds], At(probe, (scale.end,))))
+        specs = [pilots.sam(scale, rho, seed, arch) for seed in seeds]
+        epochs = (scale.end,) if attack else (*scale.sharp_at(specs[0].schedule, fine=False), pilots.late(scale))
+        found.append(Arm(name, specs, At(probe, epochs)))
     return {arm.name: arm for arm in found}
 
 
 def grid(lab: Lab, above: bool = False) -> dict[float, Arm]:
     """SAM by ρ at its end: up to RFN's with every seed, which claim C6 judges, or those `above` with the first few."""
-    scale, most, seeds = lab.scale, pilots.chosen_rho(lab), _few(lab) if above else lab.seeds
+    scale, most, seeds = lab.scale, pilots.chosen_rho(lab), lab.few if above else lab.seeds
     at_end = At(scale.transfer, (scale.end,))
     rhos = [rho for rho in scale.rhos if (rho > most) == above]
     return {rho: Arm(f"ρ = {rho:g}", [pilots.sam(scale, rho, seed) for seed in seeds], at_end) for rho in rhos}
@@ -99,7 +102,7 @@ def others(lab: Lab) -> dict[str, Arm]:
 
     Minimizers are attacked also where their last quarter begins, to see whether they are trained to the end.
     """
-    scale, seeds = lab.scale, _few(lab)
+    scale, seeds = lab.scale, lab.few
     at = At(scale.transfer, (pilots.late(scale), scale.end))
     usual = {name: m for name, m in pilots.minimizers(scale).items() if name != "SAM"}
     found = [Arm(name, [scale.flat(m, seed) for seed in seeds], at) for name, m in usual.items()]
@@ -112,7 +115,7 @@ def others(lab: Lab) -> dict[str, Arm]:
 
 def sharp(lab: Lab) -> dict[float, Arm]:
     """SGD (ρ = 0) and SAM by ρ: success and sharpness at their end, the first few seeds."""
-    scale, seeds = lab.scale, _few(lab)
+    scale, seeds = lab.scale, lab.few
     runs = {0.0: [scale.flat(None, seed) for seed in seeds]}
     runs |= {rho: [pilots.sam(scale, rho, seed) for seed in seeds] for rho in scale.rhos}
     asked = [At(probe, (scale.end,)) for probe in (scale.transfer, scale.sharpness)]
@@ -144,10 +147,6 @@ def later(lab: Lab) -> Iterator[Measurement]:
     yield from by_seed(others(lab).values())
     for arch in lab.scale.surrogates[1:]:
         yield from by_seed(main(lab, arch).values())
-
-
-def _few(lab: Lab) -> list[int]:
-    return lab.seeds[:FEW]
 
 
 # --- what was found ---------------------------------------------------------------------------------------
@@ -276,8 +275,9 @@ class Gains:
 
     def settled(self, name: str) -> bool:
         """Whether natural accuracy of `name` stands still over its last quarter, as the gates ask of SGD and SAM."""
-        accuracy = self.curves[name].accuracy
-        return bool(abs((accuracy[:, -1] - accuracy[:, 0]).mean()) < pilots.STILL)
+        run = self.curves[name]
+        accuracy = run.accuracy
+        return bool(abs((accuracy[:, -1] - accuracy[:, run.index(0.75 * run.end)]).mean()) < pilots.STILL)
 
     def target_table(self, names: Sequence[str] = tuple(RUNS.values())) -> pd.DataFrame:
         """The gain over SGD stopped early, a row a target, a column a surrogate."""

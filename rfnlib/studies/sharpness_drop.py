@@ -20,6 +20,7 @@ from rfnlib.intervals import Estimate, interval, over_seeds
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scale import CONSTANT, decaying
+from rfnlib.specs import Step
 from rfnlib.studies import lr_decay, pilots
 
 NOTEBOOK = "03_sharpness_drop"
@@ -51,20 +52,20 @@ def arms(lab: Lab) -> dict[str, Arm]:
     scale, found = lab.scale, {}
     for name, arm in lr_decay.arms(lab).items():
         schedule = arm.specs[0].schedule
-        if hasattr(schedule, "milestones"):
+        if isinstance(schedule, Step):
             found[name] = Arm(name, arm.specs, At(scale.sharpness, scale.sharp_at(schedule)))
     return found
 
 
 def flat_arms(lab: Lab) -> dict[str, Arm]:
-    """SAM and RFN under the standard schedule: sharpness along their training, and success at the same epochs.
+    """SAM and RFN under the standard schedule: their sharpness along training and success there, the first few seeds.
 
     Raises:
         MissingRecord: in replay, RFN's ρ is not chosen yet.
     """
     scale, found = lab.scale, {}
     for name, rho in (("SAM", scale.rhos[0]), ("RFN", pilots.chosen_rho(lab))):
-        runs = [pilots.sam(scale, rho, seed) for seed in lab.seeds]
+        runs = [pilots.sam(scale, rho, seed) for seed in lab.few]
         epochs = scale.sharp_at(runs[0].schedule, fine=False)
         found[name] = Arm(name, runs, At(scale.sharpness, epochs), At(scale.transfer, epochs))
     return found

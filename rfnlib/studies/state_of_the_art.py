@@ -212,11 +212,11 @@ def grid(lab: Lab) -> dict[tuple[str, str], Arm]:
 
 
 def traded(lab: Lab) -> dict[tuple[str, float], Arm]:
-    """SAT by its ε and SAM by its ρ, both from SGD (0) on: success and robust accuracy of the pilots, at their end."""
-    scale = lab.scale
-    runs = {("SAT", a.eps): [pilots.slight(scale, a, s) for s in scale.pilots] for a in scale.rivals.slight}
-    runs |= {("RFN", rho): [pilots.sam(scale, rho, s) for s in scale.pilots] for rho in scale.rhos}
-    runs |= {(name, 0.0): [scale.flat(None, s) for s in scale.pilots] for name in ("SAT", "RFN")}
+    """SAT by its ε and SAM by its ρ, both from SGD (0) on: success and robust accuracy of one pilot, at its end."""
+    scale, seed = lab.scale, lab.scale.pilots[0]
+    runs = {("SAT", a.eps): [pilots.slight(scale, a, seed)] for a in scale.rivals.slight}
+    runs |= {("RFN", rho): [pilots.sam(scale, rho, seed)] for rho in scale.rhos}
+    runs |= {(name, 0.0): [scale.flat(None, seed)] for name in ("SAT", "RFN")}
     asked = [At(probe, (scale.end,)) for probe in (scale.transfer, scale.robustness)]
     return {(name, x): Arm(f"{name}, {x:g}", specs, *asked) for (name, x), specs in runs.items()}
 
