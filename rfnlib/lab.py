@@ -250,7 +250,8 @@ class Lab:
         for s in self._train(m.spec, epochs):
             parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
             cost = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
-            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, s.weights(), cost, m.recipe, parts)
+            weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
+            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts)
 
     def _cost(self, spec: TrainSpec | None) -> int:
         """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""

@@ -1,7 +1,7 @@
 """Released weights: networks in half precision, small enough to be committed, and named by the digest of what they are.
 
-A target is trained once, rounded, and put here; everything is measured after rounding, so that records are about these
-very weights wherever they are read.
+Every network is measured after rounding, so that records are about these very weights wherever they are read. A target
+is put here as soon as it is trained.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ Weights = dict[str, Tensor]
 
 
 def rounded(weights: Weights) -> Weights:
-    """Floating-point weights to half precision and back to float32; whatever half cannot hold stays as it is.
+    """Floating-point weights to half precision and back; a tensor that half precision cannot hold stays as it is."""
+    return {name: _half(value).to(value.dtype) for name, value in weights.items()}
 
-    Raises:
-        ValueError: a weight beyond half precision's range (65,504).
-    """
-    found = {}
-    for name, value in weights.items():
-        half = value.half() if value.is_floating_point() else value
-        if not half.isfinite().all():
-            raise ValueError(f"{name} has values beyond half precision's range; it cannot be released.")
-        found[name] = half.to(value.dtype)
-    return found
+
+def _half(value: Tensor) -> Tensor:
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 def path_of(folder: Path, spec: TrainSpec) -> Path:
@@ -59,7 +54,7 @@ def obtain(
 
 def write(path: Path, weights: Weights, **about: Any) -> None:
     """Write `weights`, rounded, to `path`, with more about them that is JSON."""
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in rounded(weights).items()}
+    halves = {name: _half(value) for name, value in weights.items()}
     snapshots.write(path, halves, "released", path.stem, **about)
 
 

@@ -321,11 +321,11 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
     x, y = digits.test_images[chosen] / 255, digits.test_labels[chosen]
     how = execution.resolve("cpu")
 
-    def network(spec, at, rounded=False):
+    def network(spec, at):
         (snapshot,) = training.train(spec, [at], dataset=digits, cache=place.folder / "cache" / "tiny")
         about = {"image_shape": (1, 8, 8), "mean": digits.mean, "std": digits.std}
         model = how.place(snapshot.load_into(models.build(spec.arch, width=spec.width, **about)))
-        return model.half().float() if rounded else model
+        return model.half().float()
 
     surrogate = network(TINY.surrogate(TINY.schedules()[name], seed), epoch)
     adv = x
@@ -334,7 +334,7 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
         F.cross_entropy(surrogate(leaf), y, reduction="sum").backward()
         adv = adv + 32 / 255 / 10 * leaf.grad.sign()
         adv = torch.minimum(torch.maximum(adv, x - 32 / 255), x + 32 / 255).clamp(0, 1)
-    targets = [network(TINY.target(t), 6, rounded=True) for t in TINY.targets]  # the validation target is first
+    targets = [network(TINY.target(t), 6) for t in TINY.targets]  # the validation target is first
     with torch.no_grad():
         fooled = torch.stack([t(adv).argmax(1) != y for t in targets], 1).numpy()
         clean = torch.stack([t(x).argmax(1) != y for t in targets], 1).numpy()

@@ -30,10 +30,11 @@ def test_rounding_twice_is_rounding_once():
     assert same(zoo.rounded(once), once) and all(once[k].dtype == WEIGHTS[k].dtype for k in once)
 
 
-def test_what_half_precision_cannot_hold_is_not_released(tmp_path):
-    with pytest.raises(ValueError, match="w has values beyond half precision's range"):
-        zoo.write(tmp_path / "a.safetensors", {"w": torch.tensor([7e4])})
-    assert not list(tmp_path.iterdir())
+def test_what_half_precision_cannot_hold_stays_in_full(tmp_path):
+    weights = {"w": torch.tensor([7e4, 1.00001]), "v": torch.tensor([1.00001])}
+    zoo.write(tmp_path / "a.safetensors", weights)
+    read, _ = zoo.read(tmp_path / "a.safetensors")
+    assert read["w"].equal(weights["w"]) and read["v"] == 1.0 and same(zoo.rounded(weights), read)
 
 
 def test_a_file_altered_or_under_another_name_is_refused(tmp_path):
