@@ -5,6 +5,8 @@ SCALE ?= smoke
 MODE  ?= run
 UV    ?= uv
 RUN   := .venv/bin/python
+# Where nothing compiled may be kept, every process that is started compiles torch's sources anew: ten seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help reproduce test notebooks lint lock clean
 
@@ -21,7 +23,8 @@ reproduce: .venv
 	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: .venv
-	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks rfnlib --doctest-modules --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks rfnlib --doctest-modules --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  -n auto --maxprocesses 4 --dist loadfile
 
 notebooks: .venv
 	@$(RUN) -c 'from rfnlib.reproduce import refresh; refresh()'

@@ -83,6 +83,7 @@ class Lab:
         self.weights = (weights_dir or paths.weights_dir()) / self.scale.name
         self.tick = tick
         self.records = {r.key: r for r in records.read_all(self.folder)}
+        self._keys: dict[tuple, str] = {}  # of records, by what they measure: finding one takes its time
 
     # --- what is shown and read --------------------------------------------------------------------
 
@@ -169,8 +170,12 @@ class Lab:
 
     def find(self, m: Measurement) -> records.Record:
         """What is recorded of `m`, possibly nothing."""
+        about = m.probe, m.spec, m.recipe
+        if (known := self.records.get(self._keys.get(about, ""))) is not None:
+            return known
         settings = m.probe.settings(self.scale) | ({"recipe": named(m.recipe)} if m.recipe else {})
         fresh = records.Record(m.probe.kind, m.spec, records.plain(settings), self._data_checksum)
+        self._keys[about] = fresh.key
         return self.records.get(fresh.key, fresh)
 
     def missing(self, m: Measurement) -> tuple[float, ...]:

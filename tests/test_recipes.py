@@ -68,7 +68,7 @@ def test_the_epochs_collected_are_evenly_spaced_and_end_where_the_run_is_attacke
     assert collected(noting, 1.0) == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("recipe", [None, Skips(), Ghosts(), dimmed], ids=str)
+@pytest.mark.parametrize("recipe", [None, Skips(), Ghosts(), dimmed], ids=lambda r: getattr(r, "__name__", str(r)))
 def test_a_recipe_that_says_nothing_is_given_the_last_weights_alone(recipe):
     assert collected(recipe, 2.5) == [2.5]
 
