@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(_run, "compute and record what is missing, most useful first, on all cores or on a cluster", "laptop")
     sub.add_argument("--only", action="append", metavar="CLAIM", help="what this claim needs; may be repeated")
     sub.add_argument("--budget", type=_duration, help="such as 9m, 1.5h or 90s; stops in time (default: no limit)")
+    sub.add_argument("--prune", action="store_true", help="delete snapshots that nothing needs any more, to save room")
     at_work(sub)
     sub = add(_status, "how much is recorded, how much is missing, and about how long that takes here", "laptop")
     sub.add_argument("--only", action="append", metavar="CLAIM", help="what this claim needs; may be repeated")
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
     lab = Lab(options.scale, "run", options.seeds, options.device)
     asked = {"claims": options.only, "workers": options.workers, "scheduler": options.scheduler}
-    report = run(lab, **asked, budget=options.budget)
+    report = run(lab, **asked, budget=options.budget, prune=options.prune)
     for label, why in report.failed.items():
         print(f"{label} failed: {why}", file=sys.stderr)
     if report.complete:

@@ -18,11 +18,12 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
-from rfnlib import files, studies
+from rfnlib import files, snapshots, studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.progress import duration
+from rfnlib.snapshots import Run
 from rfnlib.workers import Place, cluster, measure
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -56,6 +57,7 @@ def run(
     workers: int | None = None,
     scheduler: str | None = None,
     budget: float | None = None,
+    prune: bool = False,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> Report:
     """Compute and record what is missing of `lab`'s plan, most useful first.
@@ -64,6 +66,8 @@ def run(
         claims: only what these need; None: everything.
         workers, scheduler: see `rfnlib.workers.cluster`.
         budget: seconds to stop in; None: no limit.
+        prune: whether to delete, as the work goes on, the snapshots and states that nothing that is known to be needed
+            still needs. What becomes known later trains again what it finds deleted.
         say: takes a line of progress.
 
     Raises:
@@ -77,7 +81,7 @@ def run(
     for folder in (lab.folder, lab.weights):
         files.sweep(folder)
     with cluster(workers, scheduler, lab.device) as client:
-        return _Run(todo, client, stop, say).go()
+        return _Run(todo, client, stop, prune, say).go()
 
 
 class Todo:
@@ -119,6 +123,14 @@ class Todo:
             if not busy & units.keys():
                 yield m, units
 
+    def prune(self) -> int:
+        """Delete what nothing that is missing needs of the snapshots and states; return the bytes freed."""
+        specs = {spec for m in self.missing for spec in m.spec.lineage()}
+        lab, per_epoch = self.lab, self.ledger.n_train
+        digest = lab.dataset().digest
+        runs = [Run(s, digest, per_epoch // s.batch, lab.cache) for s in specs if not s.features]
+        return snapshots.prune(lab.cache, runs, built=any(spec.features for spec in specs))
+
     def seconds(self) -> float:
         """What all that is missing would take one worker, one unit after the other."""
         return self.pace.seconds(unit for name, unit in self._units.items() if name not in self.ledger.done)
@@ -144,8 +156,8 @@ class _Task:
 class _Run:
     """The loop. All that workers tell arrives in one queue, and is acted on here, in one thread."""
 
-    def __init__(self, todo: Todo, client: Client, stop: float | None, say: Callable[[str], None]):
-        self.todo, self.lab, self.client, self.stop, self.say = todo, todo.lab, client, stop, say
+    def __init__(self, todo: Todo, client: Client, stop: float | None, prune: bool, say: Callable[[str], None]):
+        self.todo, self.lab, self.client, self.stop, self.prune, self.say = todo, todo.lab, client, stop, prune, say
         self.place, self.topic = Place.of(todo.lab), f"rfnlib-{uuid.uuid4().hex}"
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.running: dict[str, _Task] = {}
@@ -158,6 +170,7 @@ class _Run:
         while True:
             self._submit()
             if not self.running:
+                self._prune()
                 return self.todo.report(self.failed, self.in_time)
             try:
                 what, news = self.inbox.get(timeout=SECONDS_BETWEEN_LINES)
@@ -173,9 +186,14 @@ class _Run:
             return
         if self.todo.stale:
             self.todo.look()
+            self._prune()
         if not self._hand_out(idle) and not self.running:
             self.todo.look()
             self._hand_out(idle)
+
+    def _prune(self) -> None:
+        if self.prune and (freed := self.todo.prune()):
+            self.say(f"  {freed / 1e6:,.0f} MB of snapshots deleted that nothing needs any more")
 
     def _hand_out(self, idle: int) -> bool:
         given = False

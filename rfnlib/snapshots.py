@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ class Run:
     def own_state(self, iteration: int) -> Path:
         """Where the state after `iteration` steps lies until this run has a later one."""
         return self.folder / f"{iteration:07d}-{self.name}.resume.safetensors"
+
+    def files(self, iteration: int) -> list[Path]:
+        """All that may lie on disk of it after `iteration` steps."""
+        return [self.snapshot(iteration).path, self.kept_state(iteration), self.own_state(iteration)]
 
     def own_states(self) -> list[Path]:
         """The states on disk that are only this run's."""
@@ -153,10 +158,6 @@ class Snapshot:
         model.load_state_dict(self.weights())
         return model.eval()
 
-    def delete(self) -> None:
-        """Delete the file, once everything is measured that will be; whoever asks for it later trains it again."""
-        self.path.unlink(missing_ok=True)
-
     def _read(self) -> Contents:
         return read(self.path, "weights", self.key)
 
@@ -209,25 +210,36 @@ def read(path: Path, kind: str, key: str) -> Contents:
     return tensors, about
 
 
-def prune(runs: Iterable[Run]) -> int:
+def prune(cache: Path, runs: Iterable[Run], built: bool = False) -> int:
     """Delete all snapshots and states that none of `runs` passes through, and what was set aside as damaged.
 
     Args:
-        runs: what is still wanted, of one or more caches; only these caches are looked at.
+        cache: the folder of the cache.
+        runs: what is still wanted of it.
+        built: whether runs on built data sets are wanted too, all of them.
 
     Returns:
         Bytes freed.
     """
-    freed, wanted = 0, list(runs)
-    for folder in {run.folder for run in wanted}:
-        mine = [run for run in wanted if run.folder == folder]
-        for path in folder.glob("[0-9]*-*.*"):
-            iteration = int(path.name[:7])
-            files = {f for run in mine for f in (run.snapshot(iteration).path, run.kept_state(iteration))}
-            if path not in files | {run.own_state(iteration) for run in mine}:
+    freed, there = 0, list((cache / "snapshots").glob("[0-9]*-*.*"))
+    steps = {int(path.name[:7]) for path in there}
+    wanted = {file for run in runs for i in steps for file in run.files(i)}
+    for path in there:
+        with suppress(FileNotFoundError):  # another process was faster
+            if path not in wanted and not (built and _on_built(path)):
                 freed += path.stat().st_size
-                path.unlink(missing_ok=True)
+                path.unlink()
     return freed
+
+
+def _on_built(path: Path) -> bool:
+    """Whether a file is of a run on a built data set; a damaged one is of none."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return bool(json.loads(header["__metadata__"]["rfnlib"])["spec"]["features"])
+    except (ValueError, LookupError, TypeError, MemoryError, OverflowError):
+        return False
 
 
 # --- states -----------------------------------------------------------------------------------------

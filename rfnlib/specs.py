@@ -7,7 +7,7 @@ A spec says *what* is computed. *How* it is computed (device, precision, compile
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -392,6 +392,13 @@ class TrainSpec:
         if isinstance(self.schedule, Step):
             past = replace(self, epochs=1, schedule=self.schedule.until(iteration / per_epoch))
         return key("snapshot", NUMERICS_VERSION, past, iteration)
+
+    def lineage(self) -> Iterator[TrainSpec]:
+        """This run, and every other that it rests on: where it starts from, its witness, its features' network."""
+        yield self
+        for other in (self.start, self.witness, self.features and self.features.model):
+            if other:
+                yield from other.lineage()
 
     @property
     def traits(self) -> list[str]:

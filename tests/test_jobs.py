@@ -16,7 +16,7 @@ import psutil
 import pytest
 from scenes import TINY
 
-from rfnlib import costs, jobs, paths, studies, workers
+from rfnlib import costs, jobs, paths, studies, training, workers
 from rfnlib.lab import Lab
 from rfnlib.measurements import At, Measurement
 from rfnlib.specs import Adversary, Minimizer, Step
@@ -81,6 +81,18 @@ def test_two_workers_of_a_cluster_record_what_one_process_does(alone, address, t
     assert len([line for line in said if line.startswith("[")]) == report.planned
     again = jobs.run(lab_in(tmp_path), workers=1, say=said.append)
     assert again == report, "nothing is left, so nothing is started"
+
+
+def test_snapshots_that_nothing_needs_any_more_can_be_deleted_on_the_way(alone, address, tmp_path):
+    lab, folder = lab_in(tmp_path), tmp_path / "cache" / "tiny" / "snapshots"
+    constant = lab.scale.surrogate(Step(0.05), 0)
+    list(training.train(constant, [1.0], dataset=lab.dataset(), cache=lab.cache, device="cpu", progress=False))
+    other = replace(constant, seed=7)  # which no measurement needs
+    (unwanted,) = training.train(other, [1.0], dataset=lab.dataset(), cache=lab.cache, device="cpu", progress=False)
+    jobs.Todo(lab).prune()
+    assert len(list(folder.glob("*.weights.*"))) == 1 and not unwanted.path.exists()
+    assert jobs.run(lab, scheduler=address, prune=True, say=lambda line: None).complete
+    assert not list(folder.iterdir()) and found(tmp_path) == alone
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing(alone, tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ import scenes
 import torch
 from scenes import same
 
-from rfnlib import data, snapshots, training
+from rfnlib import data, features, snapshots, training
 from rfnlib.snapshots import DamagedSnapshot
-from rfnlib.specs import Minimizer, Step, TrainSpec
+from rfnlib.specs import FeatureSet, Minimizer, Step, TrainSpec
 
 DIGITS = data.load("digits").subset(200)
 SPEC = TrainSpec("digits", "cnn", Step(0.05), epochs=3, n_train=200, width=4, batch=50)
@@ -140,8 +140,7 @@ def test_a_damaged_snapshot_is_trained_again_once_it_is_deleted(tmp_path):
         snapshot.load_into(training.network(SPEC, DIGITS))
     with pytest.raises(DamagedSnapshot):
         snapshot.digest  # noqa: B018 (reading it is the point)
-    snapshot.delete()
-    snapshot.delete()
+    snapshot.path.unlink()
     assert next(start(SPEC, tmp_path, [1])).path.read_bytes() == content
 
 
@@ -161,7 +160,7 @@ def test_training_never_goes_on_from_a_damaged_state(minimizer, tmp_path):
         ):
             (found,) = start(spec, tmp_path / "cut", [3])
         assert found.path.read_bytes() == whole.path.read_bytes()
-        found.delete()
+        found.path.unlink()
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,9 +178,23 @@ def test_prune_leaves_what_a_wanted_run_passes_through_and_no_more(tmp_path):
     (tmp_path / "snapshots" / "0000001-0.state.damaged").write_bytes(b"damaged")
     elsewhere = list(start(constant, tmp_path / "elsewhere", [1]))
     before = {p.name: p.stat().st_size for p in (tmp_path / "snapshots").iterdir()}
-    freed = snapshots.prune([only[0].run, own.run])
+    freed = snapshots.prune(tmp_path, [only[0].run, own.run])
     left = {p.name for p in (tmp_path / "snapshots").iterdir()}
     assert freed == sum(size for name, size in before.items() if name not in left) > 0
     wanted = {s.path.name for s in (*only, own)} | {shared[0].run.kept_state(8).name, own.run.own_state(4).name}
     assert left == wanted and shared[0].path.name in left  # the first half of both runs is one
-    assert elsewhere[0].path.exists() and snapshots.prune([]) == 0
+    assert elsewhere[0].path.exists()
+    snapshots.prune(tmp_path, [])
+    assert not list((tmp_path / "snapshots").iterdir())
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_prune_tells_runs_on_built_sets_by_their_files(tmp_path, built):
+    model = replace(SPEC, epochs=1)
+    wanted = FeatureSet("inverted", model, 1, 0.1)
+    (network,) = start(model, tmp_path)
+    made = features.build(wanted, network.load_into(training.network(model, DIGITS)), DIGITS, cache=tmp_path)
+    (on_built,) = scenes.start(made, replace(model, features=wanted), tmp_path)
+    on_built.path.with_name("0000001-0.weights.safetensors").write_bytes(b"\xff" * 8)
+    snapshots.prune(tmp_path, [], built)
+    assert list((tmp_path / "snapshots").iterdir()) == [on_built.path] * built

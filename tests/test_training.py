@@ -543,7 +543,7 @@ def test_threads_that_train_one_spec_in_one_cache_end_with_the_same_bits(tmp_pat
         try:
             for _ in range(3):
                 for at in ([1], [2], [3]):
-                    run(SPEC, tmp_path / "shared", at=at)[0].delete()
+                    run(SPEC, tmp_path / "shared", at=at)[0].path.unlink(missing_ok=True)
         except BaseException as error:
             failed.append(error)
 
