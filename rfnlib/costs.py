@@ -21,6 +21,7 @@ from rfnlib.files import write_atomic
 from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
+from rfnlib.outside import Outside
 from rfnlib.probes import Clean
 from rfnlib.specs import TrainSpec
 
@@ -96,7 +97,7 @@ class Ledger:
         As `training.train` does it: snapshots that are there are taken, and it goes on from the last state before the
         first that is not.
         """
-        if spec.features or self._data is None:
+        if isinstance(spec, Outside) or spec.features or self._data is None:
             return set()
         per_epoch = self.n_train // spec.batch
         run = snapshots.Run(spec, self._data, per_epoch, self.lab.cache)
@@ -120,7 +121,7 @@ class Ledger:
 
 @functools.cache
 def _training(spec: TrainSpec, end: int, n_train: int) -> Mapping[str, Unit]:
-    if not end:
+    if not end or isinstance(spec, Outside):
         return {}
     per_epoch = n_train // spec.batch
     epoch = Unit(_network(spec), per_epoch * spec.batch * passes_per_step(spec))
@@ -188,6 +189,8 @@ class Pace:
     def _timed(self, network: Network) -> float:
         """Seconds of one image's pass, timed in a training batch, or in a part of one where that takes long."""
         (arch, width, stem), scale = network, self.lab.scale
+        if arch not in models.ARCHITECTURES:  # from outside, and taken to be as fast as the scale's surrogate
+            arch, width, stem = _network(scale.flat(None, 0))
         how, shape = execution.resolve(self.lab.device, compile=False), data.image_shape(scale.data)
         model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape)).train()
         n, threads = min(4, scale.batch), torch.get_num_threads()

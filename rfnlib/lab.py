@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
 from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
 from rfnlib.recipes import collected
@@ -146,7 +148,7 @@ class Lab:
         rows = [(t, self._clean_record(t).rows[-1]) for t in sorted(targets, key=lambda t: t.role != "test")]
         return pd.DataFrame(
             [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"],
-              "training accuracy": r["train_accuracy"]} for t, r in rows]
+              "training accuracy": r.get("train_accuracy")} for t, r in rows]
         ).set_index("target")  # fmt: skip
 
     def clean(self, against: str) -> tuple[list[Target], np.ndarray, list[str]]:
@@ -204,20 +206,20 @@ class Lab:
         """Compute what is missing of `m`: each row, and who made it. Nothing is written: see `add`."""
         if not self.missing(m):
             return
-        per_epoch = training.steps_per_epoch(m.spec, self.dataset(m.spec.features))
+        per_epoch = self._per_epoch(m.spec)
         shared = self._shared(m, per_epoch)
         for row, made in shared.values():
             yield {**{k: v for k, v in row.items() if k != "made"}, "per_epoch": per_epoch}, made
         missing = [e for e in self.missing(m) if e not in shared]
         for subject in self._subjects(m, missing) if missing else ():
-            start = time.monotonic()
+            start, schedule, passes = time.monotonic(), m.spec.schedule, subject.cost["passes"]
             row = {
                 "epoch": round(subject.iteration / per_epoch, 4),
                 "iteration": subject.iteration,
                 "snapshot": subject.history,
                 "weights": subject.digest,
-                "lr": m.spec.schedule.at((subject.iteration - 1) / per_epoch, m.spec.epochs),
-                "epochs_of_passes": round(subject.cost["passes"] / per_epoch, 3),
+                "lr": schedule and schedule.at((subject.iteration - 1) / per_epoch, m.spec.epochs),
+                "epochs_of_passes": None if passes is None else round(passes / per_epoch, 3),
                 "skipped": subject.cost["skipped"],
                 **m.probe.row(self.bench, subject),
             }
@@ -245,8 +247,8 @@ class Lab:
 
     def _subjects(self, m: Measurement, epochs: Iterable[float]) -> Iterator[Subject]:
         """The weights that `m` asks for, trained if need be."""
-        if m.probe.kind == Clean.kind:
-            yield self._released(m.spec)
+        if m.probe.kind == Clean.kind or isinstance(m.spec, Outside):
+            yield replace(self._released(m.spec), recipe=m.recipe)
             return
         epochs = list(epochs)
         if m.recipe:  # all that is collected is trained on the way to the last
@@ -257,6 +259,11 @@ class Lab:
             cost = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
             weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
             yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts)
+
+    def _per_epoch(self, spec: TrainSpec | Outside) -> int:
+        if isinstance(spec, Outside):
+            return 1
+        return training.steps_per_epoch(spec, self.dataset(spec.features))
 
     def _cost(self, spec: TrainSpec | None) -> int:
         """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""
@@ -270,12 +277,16 @@ class Lab:
     def _clean_record(self, target: Target) -> records.Record:
         return self.measure(self.scale.clean(target))
 
-    def _released(self, spec: TrainSpec) -> Subject:
+    def _released(self, spec: TrainSpec | Outside) -> Subject:
         """A target: its released weights, or those of its training, rounded and put among them.
+
+        A network from outside stands for itself.
 
         Raises:
             BadRecord: what is released was trained on other data.
         """
+        if isinstance(spec, Outside):
+            return Subject(spec, 1, 1, spec.digest, {}, {"passes": None, "skipped": 0})
 
         def trained() -> tuple[dict, dict]:
             (last,) = self._train(spec, [spec.epochs])
@@ -289,8 +300,7 @@ class Lab:
                 f"{path} was trained on another {spec.data} ({on}) than the one that is there ({self._data_checksum}); "
                 "restore the data set, or move the file away to have the network trained anew."
             )
-        per_epoch = training.steps_per_epoch(spec, self.dataset())
-        return Subject(spec, about["iteration"], per_epoch, about["history"], weights, about["cost"])
+        return Subject(spec, about["iteration"], self._per_epoch(spec), about["history"], weights, about["cost"])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
     def _targets(self, against: str) -> list[tuple[str, nn.Module]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
 from rfnlib.specs import TrainSpec, said
 
@@ -38,11 +39,11 @@ class Measurement:
     """One probe along one training run. Its record, its label and its cost follow from it.
 
     Attributes:
-        spec: the training run.
+        spec: the training run, or what stands for a network from outside.
         at: what is asked of it.
     """
 
-    spec: TrainSpec
+    spec: TrainSpec | Outside
     at: At
 
     @property
@@ -61,9 +62,10 @@ class Measurement:
     def label(self) -> str:
         """A line for people: kind, architecture, how it is trained, what is made of it, seed."""
         s = self.spec
-        by = s.traits or [said(s.schedule)]
+        by = s.traits or ([said(s.schedule)] if s.schedule else [])
         made = [getattr(self.recipe, "__name__", type(self.recipe).__name__)] if self.recipe else []
-        return ", ".join([f"{self.probe.label}: {s.arch}", *by, *made, f"seed {s.seed}"])
+        seed = [] if s.seed is None else [f"seed {s.seed}"]
+        return ", ".join([f"{self.probe.label}: {s.arch}", *by, *made, *seed])
 
     def needs(self, scale: Scale) -> list[Measurement]:
         """The measurements without which no row of this one can be made: none, unless the probe says so."""
@@ -86,10 +88,10 @@ class Arm:
     """
 
     name: str
-    specs: tuple[TrainSpec, ...]
+    specs: tuple[TrainSpec | Outside, ...]
     asked: tuple[At, ...]
 
-    def __init__(self, name: str, specs: Sequence[TrainSpec], *asked: At):
+    def __init__(self, name: str, specs: Sequence[TrainSpec | Outside], *asked: At):
         for field, value in (("name", name), ("specs", tuple(specs)), ("asked", tuple(asked))):
             object.__setattr__(self, field, value)
 

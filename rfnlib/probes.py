@@ -156,7 +156,7 @@ class Transfer:
         )
 
         def values(name: str) -> np.ndarray:
-            return np.array([[row[name] for row in of] for of in rows], float)
+            return np.array([[row.get(name) for row in of] for of in rows], float)  # None, which is NaN, from outside
 
         return TransferCurve(arm.name, arm.specs[0], at.epochs, hits, values("accuracy"), values("train_accuracy"),
                              values("train_loss"), values("epochs_of_passes"), values("l2"))  # fmt: skip
@@ -210,6 +210,8 @@ class Sharpness:
             "relative": lambda: sharpness.relative_flatness(model, batches),
             "input_gradient": lambda: sharpness.input_gradient_norm(model, batches),
         }
+        if not isinstance(getattr(model, "head", None), nn.Linear):
+            del measures["relative"]  # of no layer's weights, in a network from outside
         scale = scale_to_loss(logits, labels, self.level)
         if scale is not None:
             measures["matched"] = lambda: sharpness.top_eigenvalue(Scaled(model, scale), batches, **lanczos)
@@ -229,7 +231,7 @@ class Sharpness:
         # None stands for a value that is not defined there; as a float it is NaN.
         errors = [f"{m}_error" for m in self.measures]
         names = (*self.measures, *errors, "loss", "accuracy", "train_accuracy", "train_loss")
-        values = {m: np.array([[row[m] for row in of] for of in rows], float) for m in names}
+        values = {m: np.array([[row.get(m) for row in of] for of in rows], float) for m in names}
         return SharpnessCurve(arm.name, arm.specs[0], at.epochs, values)
 
     def passes(self, scale: Scale) -> float:

@@ -27,6 +27,7 @@ from rfnlib import execution, paths
 from rfnlib.checks import is_number, is_whole
 from rfnlib.files import write_atomic
 from rfnlib.keys import key
+from rfnlib.outside import Outside
 from rfnlib.specs import SpecError, TrainSpec, parse
 
 VERSION = 2
@@ -43,7 +44,7 @@ class Record:
 
     Attributes:
         kind: "transfer", "clean", …: a class in `rfnlib.probes`.
-        spec: the training run.
+        spec: the training run, or what stands for a network from outside.
         settings: of the measurement, as JSON data.
         data: the first digits of the data set's checksum.
         per_epoch: steps of training an epoch; 0 while there are no rows.
@@ -53,7 +54,7 @@ class Record:
     """
 
     kind: str
-    spec: TrainSpec
+    spec: TrainSpec | Outside
     settings: dict[str, Any]
     data: str
     per_epoch: int = 0
@@ -147,7 +148,7 @@ def read(path: Path) -> Record:
         rows, digest, stated = raw.pop("rows"), raw.pop("digest"), raw["key"]
         if digest != _digest(raw, rows):
             raise refuse("its contents were altered after it was written (the digest differs)")
-        record = Record(raw["kind"], parse(raw["spec"]), raw["settings"], raw["data"], raw["per_epoch"],
+        record = Record(raw["kind"], _spec(raw["spec"]), raw["settings"], raw["data"], raw["per_epoch"],
                         raw["provenance"], rows)  # fmt: skip
         if wrong := _implausible(record):
             raise refuse(wrong)
@@ -156,6 +157,10 @@ def read(path: Path) -> Record:
     if stated != record.key or path.name != record.name:
         raise refuse(f"it holds the measurement {record.name}, not the one it is named after")
     return record
+
+
+def _spec(plain: dict[str, Any]) -> TrainSpec | Outside:
+    return Outside(plain["outside"], plain["digest"]) if "outside" in plain else parse(plain)
 
 
 def _implausible(record: Record) -> str:

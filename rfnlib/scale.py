@@ -7,6 +7,7 @@ from typing import Any
 
 from rfnlib.attacks import IterativeAttack
 from rfnlib.measurements import At, Measurement
+from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Robustness, Sharpness, Transfer, ball
 from rfnlib.specs import (
     Adversary,
@@ -54,13 +55,13 @@ class Target:
     """A network to fool. Validation targets choose (an epoch, a ρ); test targets judge; robust ones resist.
 
     Attributes:
-        arch: the network.
+        arch: the network; or one that was trained elsewhere, with `epochs` 1.
         role: one of `ROLES`; those whose role is "robust" are trained on images made by `adversary`.
         epochs: of its training, by one cycle of the learning rate.
         seed: no surrogate has one of 1000 or more.
     """
 
-    arch: Arch
+    arch: Arch | Outside
     epochs: int
     role: str = "test"
     seed: int = 1000
@@ -210,8 +211,10 @@ class Scale:
         schedule = Step(self.lr, (self.epochs // 2,), gamma=0.5) if averaging else Step(self.lr, self.standard)
         return self.surrogate(schedule, seed, minimizer, arch)
 
-    def target(self, target: Target) -> TrainSpec:
-        """The training run of `target`: one cycle of the learning rate."""
+    def target(self, target: Target) -> TrainSpec | Outside:
+        """The training run of `target`: one cycle of the learning rate; or the network from outside that it is."""
+        if isinstance(target.arch, Outside):
+            return target.arch
         return self.cycled(target.arch, target.epochs, target.seed, target.adversary)
 
     def cycled(self, arch: Arch, epochs: int, seed: int, adversary: Adversary | None = None) -> TrainSpec:

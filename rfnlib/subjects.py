@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfnlib import data, execution, records, training, transfer
+from rfnlib import data, execution, outside, records, training, transfer
 from rfnlib.keys import stream
+from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
 from rfnlib.scale import Scale
 from rfnlib.snapshots import Snapshot, weights_digest
@@ -21,29 +22,29 @@ from rfnlib.surrogates import predictor
 
 @dataclass(frozen=True)
 class Subject:
-    """The weights that are measured: those of `spec`'s run after `iteration` steps.
+    """The weights that are measured: those of `spec`'s run after `iteration` steps, or of a network from outside.
 
     Attributes:
         history: the key of the spec's history behind the weights.
-        weights: a state dict on the CPU.
+        weights: a state dict on the CPU; empty for a network from outside, which has them itself.
         cost: forward-backward passes of a batch up to here, with those of the run that it started from, and the
-            steps that were void.
+            steps that were void; None where nobody knows.
         recipe, collected: what is made of the weights (None: their network), from these snapshots of the run.
     """
 
-    spec: TrainSpec
+    spec: TrainSpec | Outside
     iteration: int
     per_epoch: int
     history: str
     weights: dict[str, Tensor]
-    cost: dict[str, int]
+    cost: dict[str, int | None]
     recipe: Recipe | None = None
     collected: Sequence[Snapshot] = ()
 
     @functools.cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that name the weights themselves."""
-        return weights_digest(self.weights)
+        return self.spec.digest if isinstance(self.spec, Outside) else weights_digest(self.weights)
 
 
 class Bench:
@@ -84,8 +85,11 @@ class Bench:
 
     def network(self, subject: Subject) -> nn.Module:
         """What `subject` stands for, on the device, in eval mode and frozen."""
-        network = training.network(subject.spec, self.dataset)
-        network.load_state_dict(subject.weights)
+        if isinstance(subject.spec, Outside):
+            network = outside.model_of(subject.spec)
+        else:
+            network = training.network(subject.spec, self.dataset)
+            network.load_state_dict(subject.weights)
         network = self.how.place(network).requires_grad_(False).eval()
         if subject.recipe is None:
             return network
@@ -94,7 +98,14 @@ class Bench:
         return self.how.place(made).requires_grad_(False).eval()
 
     def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float]:
-        """Natural accuracy, and accuracy and mean cross-entropy on all training images, not augmented."""
+        """Natural accuracy, and accuracy and mean cross-entropy on all training images, not augmented.
+
+        A network from outside was trained on others, so it is not asked about these.
+        """
+        if isinstance(subject.spec, Outside):
+            images, labels = self.test_images(self.scale.accuracy_images)
+            right = transfer.predict(predictor(model), images) == labels
+            return {"accuracy": round(float(right.float().mean()), 4)}
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:
             images, labels = self.test_images(self.scale.accuracy_images)

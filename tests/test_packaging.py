@@ -24,9 +24,9 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = {
     "ground": "paths progress checks files keys execution extensions",
-    "materials": "specs data fetch bricks models",
+    "materials": "specs outside data fetch bricks models",
     "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
-    "lanczos",
+    "lanczos adapters",
     "procedures": "adversaries objectives snapshots training transfer intervals",
     "experiment": "recipes records zoo curves measurements probes scale scales subjects lab costs workers",
     "presentation": "claims words plots.__init__ plots.style plots.examples plots.overview plots.lr_decay "
