@@ -15,11 +15,13 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from rfnlib import claims, paths, readme, scales, words
+from rfnlib import claims, paths, readme, scales, transfer, words
 from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.scale import Scale, Target
-from rfnlib.studies import pilots, rfn_gains
+from rfnlib.specs import TrainSpec
+from rfnlib.studies import pilots, rfn_gains, state_of_the_art
+from rfnlib.transforms import named
 
 FILE = "PREREGISTRATION.md"
 JUDGED = (scales.LAPTOP, scales.GPU)  # the scales that the plan is for
@@ -31,12 +33,27 @@ def fixed() -> dict[str, object]:
     """All that must not change once it is written down; defaults are spelt out, for they are fixed as well."""
     return {
         "scales": {s.name: {n: v for n, v in asdict(s).items() if n not in FREE} for s in JUDGED},
+        "training": {s.name: [run.describe() for run in _runs(s)] for s in JUDGED},
+        "techniques": {s.name: _techniques(s) for s in JUDGED},
+        "compared": [pilots.RIVALS, state_of_the_art.JUDGED, state_of_the_art.SLOW],
+        "counted over": transfer.DEFAULT,
         "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in claims.CLAIMS.values()},
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
         "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},
         "secondary": rfn_gains.LONG,
     }
+
+
+def _runs(scale: Scale) -> list[TrainSpec]:
+    """One training run of each kind, for what scales do not say: momentum, weight decay, LGV's rate."""
+    slight = pilots.slight(scale, scale.rivals.slight[0], scale.seeds[0])
+    return [scale.flat(None, scale.seeds[0]), slight, pilots.lgv(scale, scale.seeds[0])]
+
+
+def _techniques(scale: Scale) -> dict[str, list]:
+    found = state_of_the_art.techniques(scale).items()
+    return {name: [attack.describe(), named(recipe) if recipe else None] for name, (attack, recipe) in found}
 
 
 def fingerprint() -> str:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from rfnlib import paths, preregistration, scales
-from rfnlib.studies import pilots
+from rfnlib import paths, preregistration, scales, transfer
+from rfnlib.attacks import MI
+from rfnlib.studies import pilots, state_of_the_art
 
 TEXT = (paths.root() / preregistration.FILE).read_text()
 
@@ -53,10 +54,21 @@ def test_a_change_of_a_margin_or_a_primary_difference_is_seen(monkeypatch):
     assert preregistration.fingerprint() != before
 
 
-@pytest.mark.parametrize("threshold", ["PLATEAU", "FIT", "STILL", "ENOUGH"])
-def test_a_change_of_a_gate_is_seen(monkeypatch, threshold):
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        *((pilots, gate, 0.5) for gate in ("PLATEAU", "FIT", "STILL", "ENOUGH")),
+        (pilots, "RIVALS", ("SAT",)),
+        (pilots, "lgv", lambda scale, seed: scale.flat(None, seed)),
+        (state_of_the_art, "JUDGED", ("SGD",)),
+        (state_of_the_art, "MI", lambda **how: MI(0.9, **how)),
+        (transfer, "DEFAULT", "all"),
+    ],
+    ids=lambda of: of if isinstance(of, str) else "",
+)
+def test_a_change_of_what_is_not_in_a_scale_is_seen(monkeypatch, module, name, value):
     before = preregistration.fingerprint()
-    monkeypatch.setattr(pilots, threshold, 0.5)
+    monkeypatch.setattr(module, name, value)
     assert preregistration.fingerprint() != before
 
 
