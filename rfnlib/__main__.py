@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(_status, "how much is recorded, how much is missing, and about how long that takes here", "laptop")
     sub.add_argument("--only", action="append", metavar="CLAIM", help="what this claim needs; may be repeated")
     sub.add_argument("--all", action="store_true", help="every measurement in a line")
+    sub = add(_records, "every recorded row as a line of a table, with intervals", "laptop")
+    sub.add_argument("--csv", metavar="FILE", default=sys.stdout, help="where to write it (default: here)")
     sub = add(_data, "fetch a data set, or verify the one that is there")
     sub.add_argument("data", metavar="NAME", help="cifar10, say")
     sub = add(_bench, "print speed as ratios, and how memory and time grow")
@@ -129,6 +131,14 @@ def _status(options: argparse.Namespace) -> int:
     from rfnlib.status import status
 
     print(status(Lab(options.scale, "replay", options.seeds, options.device), options.only, long=options.all))
+    return DONE
+
+
+def _records(options: argparse.Namespace) -> int:
+    from rfnlib.export import table
+    from rfnlib.lab import Lab
+
+    table(Lab(options.scale, "replay", options.seeds, options.device)).to_csv(options.csv, index=False)
     return DONE
 
 
