@@ -114,9 +114,15 @@ class Todo:
             self.missing = [other for other in self.missing if other != m]
 
     def ready(self, busy: Iterable[str]) -> Iterator[tuple[Measurement, dict[str, Unit]]]:
-        """What can be made now, and its units of work, while others are at the units named in `busy`."""
-        busy = set(busy)
+        """What can be made now, and its units of work, while others are at the units named in `busy`.
+
+        A judged seed waits for the pilots that the plan has before it: gates are read and choices made first.
+        """
+        busy, waiting = set(busy), False
         for m in list(self.missing):
+            if waiting and m.spec.seed in self.lab.seeds:
+                continue
+            waiting |= m.spec.seed in self.lab.scale.pilots
             if any(self.lab.missing(needed) for needed in m.needs(self.lab.scale)):
                 continue
             units = self.ledger.left(m)

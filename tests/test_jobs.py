@@ -225,6 +225,16 @@ def test_measurements_wait_for_their_targets_and_for_a_past_that_is_being_traine
     assert not {constant, robust} & dict(todo.ready(first[robust])).keys(), "two would train the same epochs"
 
 
+def test_a_judged_seed_waits_for_the_pilots_before_it_in_the_plan(tmp_path, monkeypatch):
+    lab = lab_in(tmp_path)
+    pilot, judged, later = (Measurement(lab.scale.flat(None, seed), ROBUST) for seed in (100, 0, 100))
+    later = later.of((1.0,))
+    monkeypatch.setattr(studies, "plan", lambda *_: [pilot, judged])
+    assert list(dict(jobs.Todo(lab).ready(()))) == [pilot]
+    monkeypatch.setattr(studies, "plan", lambda *_: [judged, later])
+    assert list(dict(jobs.Todo(lab).ready(()))) == [judged, later]
+
+
 def test_units_are_counted_once_and_as_they_are():
     lab = Lab(replace(TINY, name="nowhere"), "replay", device="cpu")
     ledger, per_epoch = costs.Ledger(lab), 200
