@@ -1,4 +1,4 @@
-"""The command line, a thin door: reproduce, run, status, data, bench, readme."""
+"""The command line, a thin door: reproduce, run, status, evaluate, data, bench, readme."""
 
 from __future__ import annotations
 
@@ -90,11 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--all", action="store_true", help="every measurement in a line")
     sub = add(_records, "every recorded row as a line of a table, with intervals", "laptop")
     sub.add_argument("--csv", metavar="FILE", default=sys.stdout, help="where to write it (default: here)")
+    sub = add(_evaluate, "how well a surrogate of one's own transfers, or how vulnerable a target is", "laptop")
+    sub.add_argument("model", metavar="FILE.py:NAME", help="a module in a file, or a released network: smoke/NAME")
+    sub.add_argument("--role", default="surrogate", help="surrogate or target (default surrogate)")
     sub = add(_data, "fetch a data set, or verify the one that is there")
     sub.add_argument("data", metavar="NAME", help="cifar10, say")
     sub = add(_bench, "print speed as ratios, and how memory and time grow")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    sub = add(_readme, "write the README's table of claims anew from the records")
+    sub = add(_readme, "write the README's tables, and the cards of released weights, anew from the records")
     sub.add_argument("--check", action="store_true", help="change nothing; fail if the table is out of date")
     return parser
 
@@ -142,6 +145,17 @@ def _records(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from rfnlib.evaluate import evaluate, given
+    from rfnlib.lab import Lab
+
+    name, model = given(options.model)
+    lab = Lab(options.scale, "run", options.seeds, options.device)
+    print(evaluate(model, name, lab, options.role).T.to_string())
+    print(f"recorded in {lab.folder.name}/*-{name}-outside-*.json, and the others there")
+    return DONE
+
+
 def _data(options: argparse.Namespace) -> int:
     from rfnlib import data, fetch
 
@@ -162,8 +176,11 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _readme(options: argparse.Namespace) -> int:
+    from rfnlib import cards
     from rfnlib.readme import update
 
+    if not options.check:
+        cards.update()
     changed = update(write=not options.check)
     if options.check and changed:
         print("README.md is out of date; run `python -m rfnlib readme`.", file=sys.stderr)

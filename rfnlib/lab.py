@@ -250,6 +250,9 @@ class Lab:
         if m.probe.kind == Clean.kind or isinstance(m.spec, Outside):
             yield replace(self._released(m.spec), recipe=m.recipe)
             return
+        if (*epochs,) == (m.spec.epochs,) and not m.recipe and zoo.path_of(self.weights, m.spec).exists():
+            yield self._released(m.spec)
+            return
         epochs = list(epochs)
         if m.recipe:  # all that is collected is trained on the way to the last
             list(self._train(m.spec, collected(m.recipe, max(epochs))))
@@ -271,6 +274,38 @@ class Lab:
             return 0
         (last,) = self._train(spec, [spec.epochs])
         return last.cost["passes"] + self._cost(spec.start)
+
+    def release(self, spec: TrainSpec, epoch: float | None = None, name: str = "") -> Path:
+        """Put a network among the released weights, rounded as it was measured: `zoo.load` then has it by its name.
+
+        Args:
+            epoch: None: the last one. From its last network on, a released run needs no training to be measured.
+            name: such as "rfn-0"; empty: after the spec.
+
+        Returns:
+            Its file.
+
+        Raises:
+            MissingRecord: nothing is recorded about it, so nobody could compare.
+            BadRecord: trained here it is another network than the recorded one.
+        """
+        epoch = float(spec.epochs if epoch is None else epoch)
+        rows = [r.at(epoch) for r in self.records.values() if (r.spec, r.data) == (spec, self._data_checksum)]
+        digests = {row["weights"] for row in rows if row}
+        if not digests:
+            raise MissingRecord(f"nothing is recorded of {spec.short_name} at epoch {epoch:g}; measure it first.")
+        (s,) = self._train(spec, [epoch])
+        weights = zoo.rounded(s.weights())
+        if digests != {snapshots.weights_digest(weights)}:
+            raise records.BadRecord(
+                f"{spec.short_name} at epoch {epoch:g} was recorded with the weights {', '.join(sorted(digests))} and "
+                f"has {snapshots.weights_digest(weights)} here; release it where it was measured, or measure it again."
+            )
+        path = zoo.path_of(self.weights, spec, None if epoch == spec.epochs else s.iteration, name)
+        cost = {**s.cost, "passes": s.cost["passes"] + self._cost(spec.start)}
+        about = {"spec": spec.describe(), "iteration": s.iteration, "history": s.history, "cost": cost}
+        zoo.write(path, weights, **about, data=self._data_checksum)
+        return path
 
     # --- targets -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ its records alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,6 +67,10 @@ class Outside:
     def history_key(self, iteration: int, per_epoch: int) -> str:
         """The digest: networks that are the same under two names are measured once."""
         return self.digest
+
+    def lineage(self) -> Iterator[Outside]:
+        """The runs that it rests on: none of ours."""
+        return iter(())
 
     def describe(self) -> dict[str, Any]:
         """As JSON data: what a record shows its reader."""

@@ -1,7 +1,11 @@
 """Released weights: networks in half precision, small enough to be committed, and named by the digest of what they are.
 
 Every network is measured after rounding, so that records are about these very weights wherever they are read. A target
-is put here as soon as it is trained.
+is put here as soon as it is trained, a surrogate by `Lab.release`.
+
+>>> network = load("smoke/vgg11-w8-onecycle-s1000")
+>>> network(torch.rand(2, 1, 8, 8)).shape
+torch.Size([2, 10])
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rfnlib import snapshots
-from rfnlib.specs import TrainSpec
+from rfnlib import data, keys, models, paths, snapshots
+from rfnlib.checks import require
+from rfnlib.specs import TrainSpec, parse
 
 Weights = dict[str, Tensor]
 
@@ -29,9 +34,52 @@ def _half(value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value
 
 
-def path_of(folder: Path, spec: TrainSpec) -> Path:
-    """The file of `spec`'s last network in `folder`, there or not."""
-    return folder / f"{spec.short_name}-{spec.key()}.safetensors"
+def path_of(folder: Path, spec: TrainSpec, iteration: int | None = None, name: str = "") -> Path:
+    """The file of `spec`'s network after `iteration` steps (None: the last) in `folder`, there or not.
+
+    Args:
+        name: what it is called where it is not there yet; empty: after the spec.
+    """
+    key = spec.key() if iteration is None else keys.key("released", spec.key(), iteration)
+    there = next(folder.glob(f"*-{key}.safetensors"), None)
+    return there or folder / f"{name or spec.short_name}-{key}.safetensors"
+
+
+def files(scale: str, root: Path | None = None) -> dict[str, Path]:
+    """The released networks of a scale by name, in the order of names.
+
+    Args:
+        root: the folder of the scales' folders; None: the project's.
+    """
+    found = sorted(((root or paths.weights_dir()) / scale).glob("*.safetensors"))
+    return {path.stem.rpartition("-")[0]: path for path in found}
+
+
+def load(name: str, root: Path | None = None) -> nn.Module:
+    """A released network, such as "laptop/rfn-0", in eval mode, from images in [0, 1] to logits.
+
+    Its file holds the digest of its weights, which are compared with it; no data set is needed.
+
+    Raises:
+        LookupError: there is none of that name.
+        DamagedSnapshot: the file was altered since it was written.
+    """
+    scale, _, called = name.partition("/")
+    known = files(scale, root)
+    there = ", ".join(f"{scale}/{n}" for n in known) or "another scale"
+    require(called in known, f"no network {name!r} is released; give one of {there}.", LookupError)
+    weights, about = read(known[called])
+    return built(parse(about["spec"]), weights)
+
+
+def built(spec: TrainSpec, weights: Weights) -> nn.Module:
+    """The network of `spec` with `weights`, which hold the mean and deviation of its images too, in eval mode."""
+    c, h, w = data.image_shape(spec.data)
+    with torch.random.fork_rng(devices=[]):
+        network = models.build(spec.arch, width=spec.width, stem=spec.stem, image_shape=(c, h, w),
+                               n_classes=len(weights["head.bias"]))  # fmt: skip
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def obtain(

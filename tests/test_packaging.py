@@ -29,11 +29,11 @@ FLOORS = {
     "lanczos adapters",
     "procedures": "adversaries objectives snapshots training transfer intervals",
     "experiment": "recipes records zoo curves measurements probes scale scales subjects lab costs workers",
-    "presentation": "claims words plots.__init__ plots.style plots.examples plots.overview plots.lr_decay "
+    "presentation": "claims words cards plots.__init__ plots.style plots.examples plots.overview plots.lr_decay "
     "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features",
     "studies": "studies.__init__ studies.pilots studies.lr_decay studies.sharpness_drop studies.rfn_gains "
     "studies.state_of_the_art studies.features",
-    "doors": "jobs status export reproduce bench readme preregistration __main__ __init__",
+    "doors": "jobs status export evaluate reproduce bench readme preregistration __main__ __init__",
 }
 FLOOR = {module: number for number, modules in enumerate(FLOORS.values()) for module in modules.split()}
 MODULES = {

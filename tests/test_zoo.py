@@ -5,6 +5,9 @@ import torch
 from scenes import TINY, same
 
 from rfnlib import zoo
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import At, Measurement
+from rfnlib.records import BadRecord
 from rfnlib.snapshots import DamagedSnapshot, weights_digest
 
 SPEC = TINY.target(TINY.targets[0])
@@ -49,3 +52,49 @@ def test_a_file_altered_or_under_another_name_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DamagedSnapshot):
         zoo.read(path)
+
+
+def test_a_released_network_is_built_from_its_file_alone(no_work):
+    names = zoo.files("smoke")
+    assert "vgg11-w8-onecycle-s1000" in names
+    state = torch.random.get_rng_state()
+    network = zoo.load("smoke/vgg11-w8-onecycle-s1000")
+    assert torch.equal(torch.random.get_rng_state(), state) and not network.training
+    weights, _ = zoo.read(names["vgg11-w8-onecycle-s1000"])
+    assert same(network.state_dict(), weights)
+    with pytest.raises(LookupError, match="no network 'smoke/vgg' is released; give one of smoke/cnn-w16-onecycle"):
+        zoo.load("smoke/vgg")
+    with pytest.raises(LookupError, match="no network 'vgg' is released; give one of another scale"):
+        zoo.load("vgg")
+
+
+def test_a_network_is_released_under_a_name_if_it_is_the_recorded_one(tmp_path):
+    def lab(cache):
+        folders = {f"{name}_dir": tmp_path / name for name in ("records", "weights")}
+        return Lab(TINY, "run", device="cpu", cache_dir=tmp_path / cache, **folders)
+
+    here, spec = lab("cache"), TINY.flat(None, 0)
+    with pytest.raises(MissingRecord, match="nothing is recorded of resnet18-w4-.* at epoch 3; measure it first"):
+        here.release(spec)
+    here.measure(Measurement(spec, At(TINY.robustness, (2.0, 3.0))))
+    last, early = here.release(spec, name="sgd-0"), here.release(spec, 2, "sgd-early-0")
+    assert list(zoo.files("tiny", tmp_path / "weights")) == ["sgd-0", "sgd-early-0"]
+    assert last == zoo.path_of(here.weights, spec) and early != last
+    record = here.find(Measurement(spec, At(TINY.robustness, (3.0,))))
+    for epoch, name in ((3, "sgd-0"), (2, "sgd-early-0")):
+        network = zoo.load(f"tiny/{name}", tmp_path / "weights")
+        assert weights_digest(network.state_dict()) == record.at(epoch)["weights"]
+
+    for path in here.folder.glob("robustness*"):
+        path.unlink()
+    again = lab("no-cache")
+    again._train = lambda *_: never()
+    again.measure(Measurement(spec, At(TINY.robustness, (3.0,))))
+    ours, theirs = record.at(3), again.find(Measurement(spec, At(TINY.robustness, (3.0,)))).at(3)
+    apart = {"seconds", "made"}
+    assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in theirs.items() if k not in apart}
+
+    zoo.write(last, zoo.rounded(torch.nn.Linear(1, 1).state_dict()))
+    record.rows[-1]["weights"] = "0" * 16
+    with pytest.raises(BadRecord, match="was recorded with the weights 0000000000000000 and has"):
+        here.release(spec)

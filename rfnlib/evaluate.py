@@ -1,0 +1,198 @@
+"""How well one's own surrogate transfers, or how vulnerable one's own target is, by the protocol of the studies.
+
+    python -m rfnlib evaluate mine.py:model --scale laptop
+    python -m rfnlib evaluate mine.py:model --scale laptop --role target
+
+Nothing is trained: targets and surrogates are those whose weights are released. What is measured goes into the records.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from rfnlib import adapters, outside, words, zoo
+from rfnlib.checks import require
+from rfnlib.intervals import interval
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.outside import Outside
+from rfnlib.probes import Transfer
+from rfnlib.scale import Scale, Target
+from rfnlib.specs import parse
+from rfnlib.studies import state_of_the_art
+
+ROLES = ("surrogate", "target")
+DOUBTED = 200  # test images that show whether a model is used as it should be
+
+
+def evaluate(model: nn.Module, name: str, lab: Lab, role: str = "surrogate") -> pd.DataFrame:
+    """A row of notebook 05 for `model` beside the recorded ones; or, as a target, a row for each released network.
+
+    Args:
+        model: from images in [0, 1] to logits; put in eval mode and frozen.
+        name: what records and tables call it.
+        lab: in mode "run".
+
+    Raises:
+        ValueError: another role, a model that seems to be used wrongly, or targets that are not released.
+    """
+    require(role in ROLES, f"role is {role!r}; give one of {', '.join(map(repr, ROLES))}.")
+    of = lab.dataset()
+    theirs = outside.register(name, lab.bench.how.place(model))
+    doubt = adapters.doubt(model, *lab.bench.test_images(DOUBTED), mean=of.mean, std=of.std)
+    require(not doubt, f"{name} is not measured: {doubt}")
+    return as_surrogate(theirs, lab) if role == "surrogate" else as_target(theirs, lab)
+
+
+# --- as a surrogate -------------------------------------------------------------------------------------------------
+
+
+def questions(scale: Scale) -> tuple[Any, ...]:
+    """What notebook 05 asks of each surrogate: success on standard and on robust targets, sharpness, robustness."""
+    return Transfer(scale.attack), Transfer(scale.attack, "robust"), scale.sharpness, scale.robustness
+
+
+def arm_of(theirs: Outside, lab: Lab) -> Arm:
+    """The same questions to `theirs`."""
+    return Arm(theirs.name, [theirs], *(At(probe, (1.0,)) for probe in questions(lab.scale)))
+
+
+def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
+    """A row a surrogate, the most successful first: `theirs`, and those of claim C7 that are recorded completely."""
+    _require_released(lab, "standard")
+    view = lab.replaying()
+    try:
+        recorded = view.shown(state_of_the_art.arms(view))
+    except MissingRecord:  # a choice that the others rest on
+        recorded = {}
+    rows = {arm.name: row(lab, arm) for arm in (arm_of(theirs, lab), *recorded.values())}
+    table = pd.DataFrame(rows).T.rename_axis("surrogate")
+    return table.sort_values("success", key=lambda s: s.map(_leading), ascending=False, kind="stable")
+
+
+def row(lab: Lab, arm: Arm) -> dict[str, str]:
+    """What notebook 05 says of a surrogate, as far as it can be measured."""
+    standard, resisting, sharpness, robustness = questions(lab.scale)
+    weak, *_ = robustness.attacks()
+    seen, correct = lab.read(arm, standard), lab.read(arm, robustness)
+    robust = None if _unreleased(lab, "robust") else lab.read(arm, resisting)
+    sharp = None
+    try:
+        sharp = float(lab.read(arm, sharpness).values["top"].mean())
+    except ValueError:  # no second derivatives, or weights in half precision: see `sharpness`
+        pass
+    passes = float(seen.passes[:, -1].mean())
+    return {
+        "seeds": str(seen.seeds),
+        "success": words.percent(interval(seen.at(seen.end))),
+        "success on robust targets": words.percent(robust and interval(robust.at(robust.end))),
+        "natural accuracy": words.percent(float(seen.accuracy[:, -1].mean())),
+        f"robust accuracy ({weak})": words.percent(correct.at(correct.end, weak).value),
+        "λ₁": words.number(sharp),
+        "cost, epochs of SGD": words.MISSING if passes != passes else f"{passes:.0f}",
+    }
+
+
+def _leading(percent: str) -> float:
+    return float(percent.split(" ")[0])
+
+
+def _unreleased(lab: Lab, against: str) -> list[str]:
+    targets = {t: lab.scale.target(t) for t in lab.scale.targets_of(against)}
+    return [t.name for t, spec in targets.items()
+            if not isinstance(spec, Outside) and not zoo.path_of(lab.weights, spec).exists()]  # fmt: skip
+
+
+def _require_released(lab: Lab, against: str) -> None:
+    lacking, name = _unreleased(lab, against), lab.scale.name
+    require(
+        not lacking,
+        f"{len(lacking)} targets of {name} scale are not released ({', '.join(lacking[:3])} …); train them with "
+        f"`python -m rfnlib run --scale {name}`, or give another scale.",
+    )
+
+
+# --- as a target ----------------------------------------------------------------------------------------------------
+
+
+def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
+    """A row a released network of the scale: how often the attack on it fools `theirs`, and the scale's own targets.
+
+    Success counts the images that `theirs` classifies correctly; on the scale's targets, as everywhere, those that all
+    of them do.
+    """
+    released = zoo.files(lab.scale.name, lab.weights.parent)
+    require(len(released) > 0, f"no network of {lab.scale.name} scale is released; give another scale.")
+    mirror = mirrored(theirs, lab)
+    view, rows, (standard, *_) = lab.replaying(), {}, questions(lab.scale)
+    for name, path in released.items():
+        spec = parse(zoo.read(path)[1]["spec"])
+        if zoo.path_of(lab.weights, spec) != path:
+            continue  # not the last of its run
+        at = (float(spec.epochs),)
+        seen = mirror.transfer(spec, at)
+        own = view.find(Measurement(spec, At(standard, at))).at(spec.epochs)
+        usual = view.transfer(spec, at) if own else None
+        rows[name] = {
+            f"success on {theirs.name}": words.percent(interval(seen.at(seen.end))),
+            "on the scale's targets": words.percent(usual and interval(usual.at(usual.end))),
+            "natural accuracy": words.percent(float(seen.accuracy[:, -1].mean())),
+        }
+    table = pd.DataFrame(rows).T.rename_axis("surrogate")
+    return table.sort_values(table.columns[0], key=lambda s: s.map(_leading), ascending=False, kind="stable")
+
+
+def mirrored(theirs: Outside, lab: Lab) -> Lab:
+    """The lab whose only target is `theirs`; its records and weights are those of `lab`."""
+    folders: dict[str, Any] = {"records_dir": lab.folder.parent, "cache_dir": lab.cache.parent}
+    scale = replace(lab.scale, targets=(Target(theirs, 1),))
+    return Lab(scale, lab.mode, lab.seeds, lab.device, weights_dir=lab.weights.parent, tick=lab.tick, **folders)
+
+
+# --- what is given --------------------------------------------------------------------------------------------------
+
+
+def given(what: str) -> tuple[str, nn.Module]:
+    """The name and the model that `what` says: "mine.py:model", or a released network such as "laptop/rfn-0".
+
+    In the file, `model` is a module, or a function without arguments that makes one.
+
+    Raises:
+        ValueError: no such file, name or module.
+    """
+    path, _, name = what.partition(":")
+    if not name:
+        require("/" in what, f"{what!r} names no model; give FILE.py:NAME, or a released network such as smoke/NAME.")
+        return what.partition("/")[2].replace(".", "_"), zoo.load(what)
+    file = Path(path)
+    require(file.suffix == ".py" and file.is_file(), f"{path!r} is no Python file; give FILE.py:NAME.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    known = _public(vars(module), file.stem)
+    require(name in known, f"{path} has no {name!r}; it has {', '.join(known) or 'nothing'}.")
+    model = known[name]
+    if not isinstance(model, nn.Module) and callable(model) and not _arguments(model):
+        model = model()
+    kind = type(model).__name__
+    require(isinstance(model, nn.Module), f"{what} is a {kind}; give a module, or a function that makes one without "
+                                          "arguments (adapters.Asked makes one of any function).")  # fmt: skip
+    return name.replace("_", "-") if name != "model" else file.stem, model
+
+
+def _public(names: Mapping[str, Any], module: str) -> dict[str, Any]:
+    return {n: v for n, v in names.items() if not n.startswith("_") and not inspect.ismodule(v)}
+
+
+def _arguments(function: Any) -> bool:
+    """Whether it must be given some."""
+    found = inspect.signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found)

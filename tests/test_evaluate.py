@@ -1,0 +1,146 @@
+"""`evaluate`: one's own surrogate or target by the protocol of the studies, from released weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scenes import TINY
+from torch import nn
+
+from rfnlib import __main__ as cli
+from rfnlib import evaluate, outside, records, scales, training, zoo
+from rfnlib.adapters import Adapted, Asked
+from rfnlib.lab import Lab
+from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.scale import Arch, Target
+from rfnlib.specs import Adversary
+from rfnlib.studies import state_of_the_art
+
+SMALL = replace(
+    TINY, name="small", epochs=1, decays=(1,), standard=(1,), seeds=(0,), surrogates=(Arch("cnn", 4),), n_train=1000,
+    targets=(Target(Arch("cnn", 4), 2, "validation"), Target(Arch("cnn", 4), 2, seed=1001),
+             Target(Arch("cnn", 8), 2, "robust", adversary=Adversary("l2", 0.5, steps=1))),
+)  # fmt: skip
+SGD = SMALL.flat(None, 0)
+MINE = """
+import torch
+from torch import nn
+from rfnlib.adapters import Asked
+from rfnlib import zoo
+
+def model():
+    return zoo.load("small/ours")
+
+labels = Asked(lambda x: model()(x).argmax(1), "ours", classes=10)
+untrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+width = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Records, targets and one released surrogate of the scale."""
+    at = {f"{name}_dir": tmp_path_factory.mktemp(name) for name in ("records", "cache", "weights")}
+    lab = Lab(SMALL, "run", device="cpu", **at)
+    for asked in (At(SMALL.transfer, (1.0,)), At(SMALL.sharpness, (1.0,)), At(SMALL.robustness, (1.0,))):
+        lab.measure(Measurement(SGD, asked))
+    lab.clean("robust")
+    lab.release(SGD, name="ours")
+    return at
+
+
+@pytest.fixture
+def lab(folders, monkeypatch):
+    """A lab that may not train; the folders are the project's."""
+
+    def fail(*_, **__):
+        raise AssertionError("it trained")
+
+    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr(outside, "_MODELS", {})
+    monkeypatch.setitem(scales.SCALES, "small", SMALL)
+    for name, folder in folders.items():
+        monkeypatch.setenv(f"RFN_{name.removesuffix('_dir').upper()}", str(folder))
+    return Lab(SMALL, "run", device="cpu")
+
+
+def test_the_released_network_has_the_recorded_row_to_the_hit(lab):
+    recorded = lab.find(Measurement(SGD, At(SMALL.transfer, (1.0,)))).at(1)
+    theirs = outside.register("theirs", zoo.load("small/ours"))
+    row = lab.measure(Measurement(theirs, At(SMALL.transfer, (1.0,)))).at(1)
+    same = ("adv_wrong", "surrogate_wrong", "whitebox", "l2", "accuracy", "targets")
+    assert {name: row[name] for name in same} == {name: recorded[name] for name in same}
+
+
+def test_a_surrogate_stands_beside_the_recorded_ones(lab, monkeypatch):
+    asked = evaluate.arm_of(outside.Outside("x", "0" * 16), lab).asked
+    ours = Arm("SGD", [SGD], *(replace(at, epochs=(1.0,)) for at in asked))
+    lab.measure(ours.measurements()[1])
+    monkeypatch.setattr(state_of_the_art, "arms", lambda lab: {"SGD": ours})
+    table = evaluate.evaluate(zoo.load("small/ours"), "mine", lab)
+    assert sorted(table.index) == ["SGD", "mine"] and list(table.columns)[:2] == ["seeds", "success"]
+    mine, sgd = table.loc["mine"], table.loc["SGD"]
+    assert (mine.drop("cost, epochs of SGD") == sgd.drop("cost, epochs of SGD")).all(), "they are the same network"
+    assert mine["cost, epochs of SGD"] == "not measured" and sgd["cost, epochs of SGD"] == "1"
+    written = {records.read(path).kind for path in lab.folder.glob("*-mine-outside-*.json")}
+    assert written == {"transfer", "sharpness", "robustness"}
+
+
+def test_a_target_is_attacked_by_every_released_network(lab):
+    own = zoo.load("small/ours")
+    table = evaluate.evaluate(Asked(lambda x: own(x).argmax(1), "ours", classes=10), "labels-only", lab, "target")
+    assert sorted(table.index) == sorted(zoo.files("small")) and "ours" in table.index
+    assert table.loc["ours", "on the scale's targets"] != "not measured"
+    best = table["success on labels-only"].map(lambda s: float(s.split()[0]))
+    assert best.is_monotonic_decreasing and best["ours"] == best.max(), "the network itself is the white box"
+
+
+def test_without_second_derivatives_or_robust_targets_a_cell_is_empty(lab, tmp_path):
+    half = Adapted(zoo.load("small/ours").bfloat16())
+    other = Lab(SMALL, "run", device="cpu", weights_dir=tmp_path)
+    (tmp_path / "small").mkdir()
+    for target in SMALL.targets_of("standard"):
+        path = zoo.path_of(lab.weights, SMALL.target(target))
+        (tmp_path / "small" / path.name).write_bytes(path.read_bytes())
+    found = evaluate.evaluate(half, "half", other).loc["half"]
+    assert found["λ₁"] == found["success on robust targets"] == "not measured" and "%" in found["success"]
+
+
+def test_targets_that_are_not_released_are_not_trained(lab, tmp_path):
+    nothing = Lab(SMALL, "run", device="cpu", weights_dir=tmp_path)
+    for role, said in (("surrogate", "2 targets of small scale are not released"), ("target", "no network of small")):
+        with pytest.raises(ValueError, match=said):
+            evaluate.evaluate(zoo.load("small/ours"), "mine", nothing, role)
+
+
+def test_a_model_that_is_used_wrongly_is_not_measured(lab):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="guess is not measured: the model is right on .* chance for its 10 classes"):
+        evaluate.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "guess", lab)
+    with pytest.raises(ValueError, match="role is 'victim'; give one of 'surrogate', 'target'"):
+        evaluate.evaluate(zoo.load("small/ours"), "mine", lab, "victim")
+    assert not list(lab.folder.glob("*guess*"))
+
+
+def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MINE)
+    file = str(tmp_path / "mine.py")
+    assert cli.main(["evaluate", f"{file}:model", "--scale", "small", "--device", "cpu"]) == cli.DONE
+    said = capsys.readouterr().out
+    assert "mine" in said and "success on robust targets" in said and "recorded in" in said
+    assert cli.main(["evaluate", f"{file}:labels", "--scale", "small", "--role", "target"]) == cli.DONE
+    assert "success on labels" in capsys.readouterr().out
+    assert cli.main(["evaluate", "small/ours", "--scale", "small"]) == cli.DONE
+    for what, sentence in {
+        "mine": "'mine' names no model; give FILE.py:NAME, or a released network",
+        "nothing.py:model": "'nothing.py' is no Python file",
+        f"{file}:modell": "has no 'modell'; it has ",
+        f"{file}:width": "is a int; give a module, or a function that makes one",
+        f"{file}:untrained": "untrained is not measured: the model is right on",
+        f"{file}:labels": "this function gives no gradient, so it is a target and no surrogate",
+        "small/theirs": "no network 'small/theirs' is released; give one of small/cnn-w4-onecycle-s1000",
+    }.items():
+        assert cli.main(["evaluate", what, "--scale", "small"]) == cli.REFUSED
+        assert sentence in (err := capsys.readouterr().err) and err.count("\n") == 1
