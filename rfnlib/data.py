@@ -1,7 +1,8 @@
 """Data sets held whole as uint8 tensors, and the augmentation that feeds training.
 
-Two come along: scikit-learn's `digits` (shipped with it, no download) and CIFAR-10 (Krizhevsky, 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html), which `rfnlib.fetch` downloads. Files from outside are checked against
+Four come along: scikit-learn's `digits` (shipped with it, no download), CIFAR-10 (Krizhevsky, 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html), which `rfnlib.fetch` downloads, and CIFAR-100 and SVHN, which
+`rfnlib.datasets` reads beside folders of images and torch's data sets. Files from outside are checked against
 published checksums before a byte of them is parsed. A data set of one's own is registered under a name, which specs
 may then use:
 
@@ -12,6 +13,7 @@ may then use:
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -185,7 +187,7 @@ def crop(images: Tensor, drawn: Tensor, pad: int) -> Tensor:
 class _Source:
     """Where a data set comes from, and what of it is known before it is loaded."""
 
-    loader: Callable[[Path], Dataset]
+    loader: Callable[[Path], Dataset] | str
     image_shape: tuple[int, ...] | None = None
     checksum: str | None = None
 
@@ -195,7 +197,7 @@ _SOURCES: dict[str, _Source] = {}
 
 def register(
     name: str,
-    loader: Callable[[Path], Dataset],
+    loader: Callable[[Path], Dataset] | str,
     *,
     image_shape: tuple[int, ...] | None = None,
     checksum: str | None = None,
@@ -205,7 +207,7 @@ def register(
     Args:
         name: what specs call it.
         loader: makes the `Dataset` of this name (`from_arrays` helps) from the folder of data sets, which it may
-            leave alone.
+            leave alone. "module:function" is imported when it is first needed.
         image_shape: (C, H, W), to be known without loading; None: it is loaded when somebody asks.
         checksum: likewise `Dataset.checksum`, and what is loaded must have it.
 
@@ -214,7 +216,8 @@ def register(
     """
     plain = isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum()
     require(plain, f"the data set's name is {name!r}; give letters, digits, hyphens and underscores.")
-    require(callable(loader), f"the loader of {name} is {loader!r}; give a function from a folder to a Dataset.")
+    fine = callable(loader) or (isinstance(loader, str) and ":" in loader)
+    require(fine, f"the loader of {name} is {loader!r}; give a function from a folder to a Dataset.")
     _SOURCES[name] = _Source(loader, image_shape, checksum)
 
 
@@ -236,7 +239,11 @@ def load(name: str, root: Path | str | None = None) -> Dataset:
             data set than was registered.
     """
     source = _source(name)
-    dataset = source.loader(Path(root or paths.data_dir()).expanduser())
+    loader = source.loader
+    if isinstance(loader, str):
+        module, _, function = loader.partition(":")
+        loader = getattr(importlib.import_module(module), function)
+    dataset = loader(Path(root or paths.data_dir()).expanduser())
     given = repr(dataset.name) if isinstance(dataset, Dataset) else type(dataset).__name__
     require(given == repr(name), f"the loader of {name!r} gives {given}; let it return the Dataset of this name.")
     known = source.checksum in (None, dataset.checksum)
@@ -458,3 +465,5 @@ register(
     image_shape=CIFAR10_SHAPE,
     checksum="32e5966899bde482c0ef7d076bf69809b4b1488c806f657a814cfca4646ec493",
 )
+for _name in ("cifar100", "svhn"):
+    register(_name, f"rfnlib.datasets:{_name}", image_shape=(3, 32, 32))

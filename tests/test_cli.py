@@ -56,7 +56,8 @@ def test_run_fills_in_what_status_calls_missing(elsewhere, capsys):
     [
         (["run", "--scale", "labtop"], "scale is 'labtop'; give one of 'smoke', 'laptop', 'gpu', 'paper'."),
         (["status", "--device", "tpu"], "device is 'tpu'; give one of 'auto', 'cpu', 'cuda'."),
-        (["data", "svhn"], "no data set 'svhn'"),
+        (["data", "imagenet"], "no data set 'imagenet'"),
+        (["data", "svhn"], "train_32x32.mat is missing: download http"),
         (["run", "--only", "C99"], "no study judges 'C99'"),
         (["status", "--only", "C99"], "no study judges 'C99'"),
         (["run", "--scheduler", "nowhere"], "no Dask scheduler answers at nowhere"),

@@ -228,7 +228,7 @@ def test_a_registered_data_set_is_loaded_by_its_name_and_known_by_all(registered
     monkeypatch.setenv("RFN_DATA", str(tmp_path))
     assert same(load("own"), own()) and seen == [tmp_path]
     assert load("own", tmp_path / "else") and seen[-1] == tmp_path / "else"
-    assert data.names() == ("digits", "cifar10", "own")
+    assert data.names() == ("digits", "cifar10", "cifar100", "svhn", "own")
     assert data.image_shape("own") == (3, 6, 6) and data.checksum("own") == own().checksum
     assert load("own").classes == tuple("0123")
 
@@ -261,9 +261,9 @@ def test_mean_and_deviation_are_those_of_each_channel_unless_given():
         (lambda: data.register("own", lambda root: own("other")) or load("own"), "the loader of 'own' gives 'other';"),
         (lambda: data.register("own", lambda root: None) or load("own"), "the loader of 'own' gives NoneType;"),
         (lambda: data.register("own", lambda root: own(), checksum="abc") or load("own"), "not abc; register it"),
-        (lambda: load("svhn"), "There is no data set 'svhn': choose one of digits, cifar10, or register it."),
-        (lambda: data.checksum("svhn"), "There is no data set 'svhn'"),
-        (lambda: data.image_shape("svhn"), "There is no data set 'svhn'"),
+        (lambda: load("imagenet"), "no data set 'imagenet': choose one of digits, cifar10, cifar100, svhn, or"),
+        (lambda: data.checksum("imagenet"), "There is no data set 'imagenet'"),
+        (lambda: data.image_shape("imagenet"), "There is no data set 'imagenet'"),
         (lambda: own(shape=(6, 6)), r"train images of own are uint8 of shape \(24, 6, 6\); give uint8 \(N, C, H, W\)"),
         (lambda: own(n=0), "train images of own are"),
         (lambda: own(classes="abc"), "labels of own go up to 3; 3 classes are named"),

@@ -24,7 +24,7 @@ TORCHVISION_FOR |= {"2.11": "0.26", "2.12": "0.27"}
 # Bottom first: a module imports from floors below its own, and from its own without a circle.
 FLOORS = {
     "ground": "paths progress checks files keys execution extensions",
-    "materials": "specs outside data fetch bricks models",
+    "materials": "specs outside data datasets fetch bricks models",
     "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
     "lanczos adapters",
     "procedures": "adversaries objectives snapshots training transfer intervals",
