@@ -8,12 +8,13 @@ RUN   := .venv/bin/python
 # Where nothing compiled may be kept, every process that is started compiles torch's sources anew: ten seconds each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help reproduce test notebooks lint lock clean
+.PHONY: help reproduce test notebooks book lint lock clean
 
 help:
 	@echo 'make reproduce   run every notebook; SCALE=smoke (default), laptop, gpu or paper; MODE=run or replay; SEEDS=0,1'
 	@echo 'make test        unit tests, the examples in docstrings, and the committed notebooks through nbval'
 	@echo 'make notebooks   re-execute the committed notebooks in place, in replay'
+	@echo 'make book        one site in build/book from README, notebooks, how-tos and docstrings; nothing is executed'
 	@echo 'make lint        ruff over code and notebooks, mypy over rfnlib'
 	@echo 'make lock        write requirements.lock anew from pyproject.toml (needs uv)'
 	@echo 'make clean       remove build/ and caches; data/ and .venv stay'
@@ -29,6 +30,12 @@ test: .venv
 notebooks: .venv
 	@$(RUN) -c 'from rfnlib.reproduce import refresh; refresh()'
 
+# Warnings are errors. Pages are written anew, so none stays whose source is gone; what was read before is kept.
+book: .venv
+	@rm -rf build/book
+	@$(RUN) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/book
+	@echo 'build/book/index.html is the front page.'
+
 lint: .venv
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
@@ -38,12 +45,12 @@ lock:
 	  echo 'make lock needs uv: pip install uv, or say make lock UV=/path/to/uv.' >&2; exit 1; }
 	@{ echo '# Exact versions for Python 3.11 to 3.13 on every platform: what the Makefile installs.' && \
 	  echo '# Made from the ranges in pyproject.toml by `make lock`; do not edit by hand.' && \
-	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra test --upgrade \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra test --extra book --upgrade \
 	    --no-header --no-annotate pyproject.toml; } > requirements.lock.new \
 	  && mv requirements.lock.new requirements.lock || { rm -f requirements.lock.new; exit 1; }
 
 clean:
-	@rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build docs/api .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find rfnlib tests notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamp is written last and removed first, so an interrupted install never looks finished: the

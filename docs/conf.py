@@ -23,8 +23,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from test_packaging import FLOORS, MODULES, project  # noqa: E402  (the floors are those that tests hold)
 
 from rfnlib import __version__  # noqa: E402
+from rfnlib.addresses import addresses  # noqa: E402
 
 project_table = project()
+repository = addresses().get("Repository")
 project = "rfnlib"
 author = project_table["authors"][0]["name"]
 copyright = f"{author}, MIT licence"
@@ -57,6 +59,7 @@ add_module_names = False  # the page's title has it
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
+html_theme_options = {"source_repository": f"{repository}/", "source_branch": "main"} if repository else {}
 html_title = f"rfnlib {release}"
 html_static_path = ["_static"]
 html_favicon = "_static/icon.svg"
@@ -155,10 +158,13 @@ def describe_figures(app, doctree) -> None:
         image.attributes.update(alt=about["alt"], width=f"{about['width']}px")
 
 
-def level_captions(app, page, template, context, doctree) -> None:
-    """Captions in the sidebar are headings, and say of which level."""
-    tree = context["furo_navigation_tree"]
+def mend_lists(app, page, template, context, doctree) -> None:
+    """What others write in a way that screen readers stumble over."""
+    tree = context["furo_navigation_tree"]  # its captions are headings of no level
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if page == "_modules/index":  # a list directly in a list
+        items = re.findall("<li>.*?</li>", context["body"])
+        context["body"] = f"<h1>{context['title']}</h1>\n<ul>{''.join(items)}</ul>"
 
 
 def finish(app, error) -> None:
@@ -169,10 +175,11 @@ def finish(app, error) -> None:
 
 
 def setup(app) -> None:
+    """Connect all that to Sphinx."""
     write_reference()
     app.add_domain(Python, override=True)
     app.connect("autodoc-process-docstring", literal_bars)
     app.connect("source-read", add_contents)
     app.connect("doctree-read", describe_figures)
-    app.connect("html-page-context", level_captions, priority=900)  # after the theme, which makes the tree
+    app.connect("html-page-context", mend_lists, priority=900)  # after the theme, which makes the tree
     app.connect("build-finished", finish)

@@ -176,14 +176,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _readme(options: argparse.Namespace) -> int:
-    from rfnlib import cards
+    from rfnlib import addresses, cards
     from rfnlib.readme import update
 
     if not options.check:
         cards.update()
-    changed = update(write=not options.check)
+    changed = [*addresses.update(write=not options.check), *["README.md"] * update(write=not options.check)]
     if options.check and changed:
-        print("README.md is out of date; run `python -m rfnlib readme`.", file=sys.stderr)
+        print(f"Out of date: {', '.join(changed)}; run `python -m rfnlib readme`.", file=sys.stderr)
         return FAILED
     return DONE
 

@@ -398,7 +398,11 @@ class Lab:
     def _missing(self, m: Measurement, arm: Arm | None = None) -> MissingRecord:
         what = f"{arm.name}: " if arm else ""
         lacking, name = len(self.missing(m)), self.scale.name
+        none = "" if any(self.folder.glob("*.json")) else (
+            f" There is no record at all in {self.folder}: where the repository's are elsewhere, name their folder "
+            "data/records in RFN_RECORDS."
+        )  # fmt: skip
         return MissingRecord(
             f"{what}{m.label} lacks {lacking} of {len(m.epochs)} rows at {name} scale; compute them with "
-            f'`python -m rfnlib run --scale {name}` or mode "run".'
+            f'`python -m rfnlib run --scale {name}` or mode "run".{none}'
         )

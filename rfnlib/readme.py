@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from rfnlib import claims, paths, scales, studies, words
+from rfnlib import addresses, claims, paths, scales, studies, words
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.scale import Scale
 from rfnlib.studies import pilots
@@ -51,7 +51,7 @@ def gates_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"claims": claims_table, "gates": gates_table}
+TABLES = {"badges": addresses.badges, "claims": claims_table, "gates": gates_table}
 
 
 def filled(text: str, parts: Mapping[str, Callable[[], str]], name: str) -> str:

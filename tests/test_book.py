@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
 import shutil
 import subprocess
 import sys
@@ -79,9 +78,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("book")
     trees = ROOT / "build" / "doctrees"  # what was read before need not be read again
     trees.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-d", str(trees), ".", str(out)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", "-d", trees, ".", out]
     with FileLock(trees.with_name(".doctrees.lock")):
-        run = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return out
 
@@ -117,27 +116,36 @@ def pages(site: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def visits(site: Path, address: str, browser: playwright.Browser) -> dict[str, Visit]:
-    """Every page, opened once."""
-    context, texts = browser.new_context(), set()
-    context.set_default_timeout(60_000)
-    return {name: visit(context, address, name, texts) for name in pages(site)}
+    """Every page, opened once: at a desktop's width, in light and in dark, then at a telephone's."""
+    found: dict[str, Visit] = {}
+    texts: set[str] = set()
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+
+    def now() -> Visit:
+        return list(found.values())[-1]
+
+    page.on("console", lambda said: said.type in ("error", "warning") and now().errors.append(said.text))
+    page.on("pageerror", lambda error: now().errors.append(str(error)))
+    page.on("requestfailed", lambda request: now().failed.append(request.url))
+    page.on("response", lambda answer: answer.status >= 400 and now().failed.append(answer.url))
+    page.on("request", lambda asked: asked.url.startswith((address, "data:")) or now().elsewhere.append(asked.url))
+    for name in pages(site):
+        found[name] = Visit()
+        look(page, f"{address}/{name}", found[name], texts)
+    page.close()
+    return found
 
 
-def visit(context: playwright.BrowserContext, address: str, name: str, texts: set[str]) -> Visit:
-    """Open a page at a desktop's width, in light and in dark, then at a telephone's."""
-    page, found = context.new_page(), Visit()
-    page.on("console", lambda said: said.type in ("error", "warning") and found.errors.append(said.text))
-    page.on("pageerror", lambda error: found.errors.append(str(error)))
-    page.on("requestfailed", lambda request: found.failed.append(request.url))
-    page.on("response", lambda answer: answer.status >= 400 and found.failed.append(answer.url))
-    page.on("request", lambda asked: asked.url.startswith((address, "data:")) or found.elsewhere.append(asked.url))
+def look(page: playwright.Page, url: str, found: Visit, texts: set[str]) -> None:
+    """Open `url` and put what is seen into `found`; `texts` are the kinds whose contrast is known."""
     page.set_viewport_size(WIDE)
     page.emulate_media(color_scheme="light")
-    page.goto(f"{address}/{name}")
+    page.goto(url)
     page.wait_for_function(SETTLED)
     found.seen = page.evaluate(LOOK)
     page.evaluate(AXE_SCRIPT)
-    if not name.startswith("_modules/rfnlib/"):  # source text in one template, which its index has too
+    if "/_modules/rfnlib/" not in url:  # source text in one template, which its index has too
         found.findings = page.evaluate(AXE, {})
     texts.update(page.evaluate(TEXTS, list(texts)))
     for scheme in ("light", "dark"):
@@ -145,8 +153,6 @@ def visit(context: playwright.BrowserContext, address: str, name: str, texts: se
         found.findings += page.evaluate(CONTRAST)
     page.set_viewport_size(PHONE)
     found.phone_width = page.evaluate("document.documentElement.scrollWidth")
-    page.close()
-    return found
 
 
 def where(visits: dict[str, Visit], what: Callable[[Visit], object]) -> dict[str, object]:

@@ -151,7 +151,7 @@ def test_replay_with_nothing_recorded_says_how_to_compute_it(tmp_path, no_work):
     lab = Place(tmp_path).lab("replay")
     with pytest.raises(MissingRecord, match=r"lacks 4 of 4 rows at tiny scale; compute them with") as e:
         lab.read(lr_decay.arms(lab)["decay at 1"])
-    assert "`python -m rfnlib run --scale tiny`" in str(e.value)
+    assert "`python -m rfnlib run --scale tiny`" in str(e.value) and "in RFN_RECORDS." in str(e.value)
     assert all(lab.missing(m) == m.epochs for m in work(lab))
     with pytest.raises(MissingRecord, match="target: cnn"):
         lab.target_table()

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from rfnlib import addresses
 from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -42,6 +43,10 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
 
 def outputs(path: Path) -> list[nbformat.NotebookNode]:
     return [output for cell in cells(path, "code") for output in cell.outputs]
+
+
+def printed(path: Path) -> str:
+    return "".join(o.text for o in outputs(path) if o.get("name") == "stdout")
 
 
 def prose(path: Path) -> str:
@@ -86,6 +91,18 @@ def test_parameters(path):
     values = {name: ast.literal_eval(value) for name, value in assigned.items()}
     assert values["mode"] == "replay", "what is committed must run anywhere, in seconds"
     assert not any("injected-parameters" in tags(cell) for cell in read(path).cells)
+
+
+@each_notebook
+def test_first_cell_of_code_is_the_one_that_colab_needs(path):
+    assert cells(path, "code")[0].source == addresses.first_cell(), "run `python -m rfnlib readme`"
+
+
+def test_all_replay_the_same_records():
+    """One command refreshes them together, so they say alike what they rest on."""
+    said = {path.name: re.findall(r"^\w+ scale: .*records .*$", printed(path), re.MULTILINE) for path in NOTEBOOKS}
+    assert all(len(lines) == 1 for lines in said.values()), said
+    assert len({lines[0] for lines in said.values()}) == 1, f"run `make notebooks`: {said}"
 
 
 @each_notebook
@@ -144,8 +161,7 @@ def test_links_lead_somewhere(path):
 def test_each_claim_is_judged_in_one_notebook():
     judged = defaultdict(list)
     for path in NOTEBOOKS:
-        printed = "".join(o.text for o in outputs(path) if o.get("name") == "stdout")
-        for claim in {line.split()[0] for line in VERDICT.findall(printed)}:
+        for claim in {line.split()[0] for line in VERDICT.findall(printed(path))}:
             judged[claim].append(path.name)
     assert judged, "no notebook prints a verdict, such as 'C2 supported: …'"
     for claim, where in judged.items():
@@ -155,6 +171,5 @@ def test_each_claim_is_judged_in_one_notebook():
 def test_verdicts_are_checked_by_nbval():
     for path in NOTEBOOKS:
         for cell in cells(path, "code"):
-            printed = "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
-            if VERDICT.search(printed):
+            if VERDICT.search("".join(o.text for o in cell.outputs if o.get("name") == "stdout")):
                 assert CHECKED in tags(cell), f"{path.name}: a verdict that nothing checks"

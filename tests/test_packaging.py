@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ FLOORS = {
     "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features",
     "studies": "studies.__init__ studies.pilots studies.lr_decay studies.sharpness_drop studies.rfn_gains "
     "studies.state_of_the_art studies.features",
-    "doors": "jobs status export evaluate reproduce bench readme preregistration __main__ __init__",
+    "doors": "addresses jobs status export evaluate reproduce bench readme preregistration __main__ __init__",
 }
 FLOOR = {module: number for number, modules in enumerate(FLOORS.values()) for module in modules.split()}
 MODULES = {
@@ -76,15 +77,15 @@ def project() -> dict:
 
 
 def declared() -> dict[str, Requirement]:
-    """What pyproject.toml asks for, by name, the test extra included."""
+    """What pyproject.toml asks for, by name, the extras included."""
     tables = project()
-    lines = [*tables["dependencies"], *tables["optional-dependencies"]["test"]]
+    lines = [*tables["dependencies"], *chain.from_iterable(tables["optional-dependencies"].values())]
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
 
 
-def in_environment() -> dict[str, Requirement]:
-    """What environment.yml asks for. Its list is so plain that it needs no YAML reader."""
-    text = (ROOT / "environment.yml").read_text(encoding="utf-8").split("dependencies:")[1]
+def in_environment(name: str = "environment.yml") -> dict[str, Requirement]:
+    """What an environment.yml asks for. Its list is so plain that it needs no YAML reader."""
+    text = (ROOT / name).read_text(encoding="utf-8").split("dependencies:")[1]
     lines = re.findall(r"^ +- (.+[^:\n])$", text, re.MULTILINE)  # pip's part too, but not the line "pip:"
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
 
@@ -108,7 +109,7 @@ def version(pin: Requirement) -> Version:
 def test_environment_asks_for_what_pyproject_asks_for():
     theirs = in_environment()
     assert theirs.pop("python").specifier == SpecifierSet(project()["requires-python"])
-    del theirs["pip"]  # postBuild's, not ours
+    del theirs["pip"]  # for conda, to install what is on PyPI
     ours = {CONDA_NAMES.get(name, name): need.specifier for name, need in declared().items()}
     assert {name: need.specifier for name, need in theirs.items()} == ours
 
@@ -257,7 +258,7 @@ def test_nothing_names_a_machine_or_an_index():
 
 
 def test_shell_scripts_stop_at_the_first_error():
-    for name in ("postBuild", ".ci/run"):
+    for name in (".binder/postBuild", ".ci/run"):
         path = ROOT / name
         assert path.read_text(encoding="utf-8").startswith("#!/bin/bash\n")
         assert "\nset -e\n" in path.read_text(encoding="utf-8")

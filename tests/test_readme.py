@@ -44,7 +44,7 @@ def test_a_readme_that_lost_a_mark_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     monkeypatch.setenv("RFN_RECORDS", str(tmp_path))
     (tmp_path / "README.md").write_text("<!-- claims: begin -->\nold\n<!-- claims: end -->\n")
-    with pytest.raises(ValueError, match="must hold the marks of claims and gates"):
+    with pytest.raises(ValueError, match="must hold the marks of badges, claims and gates"):
         readme.update()
     (tmp_path / "README.md").write_text(TEXT.replace("not computed yet", "done"))
     assert readme.update() and not readme.update(write=False)
