@@ -1,0 +1,64 @@
+"""The how-tos run as they are printed, in a folder of their own; and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rfnlib import data, outside, paths
+from rfnlib.__main__ import main
+
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "how-to").glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TEST = re.compile(r"`(test_\w+)\.py::(test_\w+)(?:\[([^]`]+)\])?`")
+
+
+def code(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.stem)
+def test_a_how_to_runs_as_printed_in_order(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RFN_QUIET", "1")
+    for name in ("records", "weights"):  # of smoke, which is committed: what is added stays out of it
+        shutil.copytree(paths.root() / "data" / name / "smoke", tmp_path / name / "smoke")
+    for name in ("records", "weights", "cache"):
+        monkeypatch.setenv(f"RFN_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setattr(data, "_SOURCES", dict(data._SOURCES))
+    monkeypatch.setattr(outside, "_MODELS", {})
+    names: dict = {"__name__": "how_to"}
+    for number, block in enumerate(code(page), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    assert capsys.readouterr().out, "it shows something"
+
+
+def test_there_is_a_how_to_for_each_way_to_bring_ones_own():
+    assert {page.stem for page in PAGES} >= {
+        "your-surrogate", "your-target", "released-weights", "your-data", "training-loops", "misuse",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_and_links_of_a_how_to_are_there(page, capsys):
+    text = page.read_text(encoding="utf-8")
+    for command, options in re.findall(r"python -m rfnlib (\w+)([^`\n]*)", text):
+        with pytest.raises(SystemExit) as done:
+            main([command, "--help"])
+        assert done.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(option in shown for option in re.findall(r"--\w+", options))
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_test_that_a_how_to_names_is_there():
+    named = [match for page in PAGES for match in TEST.findall(page.read_text(encoding="utf-8"))]
+    assert len(named) > 30
+    for module, function, case in named:
+        text = (Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        assert f"\ndef {function}(" in text, f"{module} has no {function}"
+        assert not case or f'"{case}"' in text, f"{module} has no case {case!r}"
