@@ -1,4 +1,4 @@
-"""The command line, a thin door: reproduce, run, status, evaluate, data, bench, readme."""
+"""The command line, a thin door: reproduce, run, status, records, evaluate, release, data, bench, readme."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(_evaluate, "how well a surrogate of one's own transfers, or how vulnerable a target is", "laptop")
     sub.add_argument("model", metavar="FILE.py:NAME", help="a module in a file, or a released network: smoke/NAME")
     sub.add_argument("--role", default="surrogate", help="surrogate or target (default surrogate)")
+    add(_release, "put the main surrogates among the released weights, and write the card of all of them", "laptop")
     sub = add(_data, "fetch a data set, or verify the one that is there")
     sub.add_argument("data", metavar="NAME", help="cifar10, say")
     sub = add(_bench, "print speed as ratios, and how memory and time grow")
@@ -153,6 +154,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     lab = Lab(options.scale, "run", options.seeds, options.device)
     print(evaluate(model, name, lab, options.role).T.to_string())
     print(f"recorded in {lab.folder.name}/*-{name}-outside-*.json, and the others there")
+    return DONE
+
+
+def _release(options: argparse.Namespace) -> int:
+    from rfnlib.lab import Lab
+    from rfnlib.release import release
+
+    for path in release(Lab(options.scale, "run", options.seeds, options.device)):
+        print(f"{path.name}, {path.stat().st_size / 1000:.0f} kB")
     return DONE
 
 

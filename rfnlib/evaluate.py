@@ -28,6 +28,7 @@ from rfnlib.probes import Transfer
 from rfnlib.scale import Scale, Target
 from rfnlib.specs import parse
 from rfnlib.studies import state_of_the_art
+from rfnlib.training import steps_per_epoch
 
 ROLES = ("surrogate", "target")
 DOUBTED = 200  # test images that show whether a model is used as it should be
@@ -134,12 +135,11 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     mirror = mirrored(theirs, lab)
     view, rows, (standard, *_) = lab.replaying(), {}, questions(lab.scale)
     for name, path in released.items():
-        spec = parse(zoo.read(path)[1]["spec"])
-        if zoo.path_of(lab.weights, spec) != path:
-            continue  # not the last of its run
-        at = (float(spec.epochs),)
+        about = zoo.read(path)[1]
+        spec = parse(about["spec"])
+        at = (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)
         seen = mirror.transfer(spec, at)
-        own = view.find(Measurement(spec, At(standard, at))).at(spec.epochs)
+        own = view.find(Measurement(spec, At(standard, at))).at(at[0])
         usual = view.transfer(spec, at) if own else None
         rows[name] = {
             f"success on {theirs.name}": words.percent(interval(seen.at(seen.end))),

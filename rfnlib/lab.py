@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
@@ -250,10 +250,11 @@ class Lab:
         if m.probe.kind == Clean.kind or isinstance(m.spec, Outside):
             yield replace(self._released(m.spec), recipe=m.recipe)
             return
-        if (*epochs,) == (m.spec.epochs,) and not m.recipe and zoo.path_of(self.weights, m.spec).exists():
-            yield self._released(m.spec)
-            return
         epochs = list(epochs)
+        released = [self._file(m.spec, e) for e in epochs]
+        if not m.recipe and all(path.exists() for path in released):
+            yield from (self._checked(m.spec, path, *zoo.read(path)) for path in released)
+            return
         if m.recipe:  # all that is collected is trained on the way to the last
             list(self._train(m.spec, collected(m.recipe, max(epochs))))
         before = self._cost(m.spec.start)
@@ -279,7 +280,7 @@ class Lab:
         """Put a network among the released weights, rounded as it was measured: `zoo.load` then has it by its name.
 
         Args:
-            epoch: None: the last one. From its last network on, a released run needs no training to be measured.
+            epoch: None: the last one. What is released needs no training to be measured again.
             name: such as "rfn-0"; empty: after the spec.
 
         Returns:
@@ -301,11 +302,16 @@ class Lab:
                 f"{spec.short_name} at epoch {epoch:g} was recorded with the weights {', '.join(sorted(digests))} and "
                 f"has {snapshots.weights_digest(weights)} here; release it where it was measured, or measure it again."
             )
-        path = zoo.path_of(self.weights, spec, None if epoch == spec.epochs else s.iteration, name)
+        path = self._file(spec, epoch, name)
         cost = {**s.cost, "passes": s.cost["passes"] + self._cost(spec.start)}
         about = {"spec": spec.describe(), "iteration": s.iteration, "history": s.history, "cost": cost}
         zoo.write(path, weights, **about, data=self._data_checksum)
         return path
+
+    def _file(self, spec: TrainSpec, epoch: float, name: str = "") -> Path:
+        """Where a network of `spec` is released, there or not."""
+        last = epoch == spec.epochs
+        return zoo.path_of(self.weights, spec, None if last else max(1, round(epoch * self._per_epoch(spec))), name)
 
     # --- targets -----------------------------------------------------------------------------------
 
@@ -316,9 +322,6 @@ class Lab:
         """A target: its released weights, or those of its training, rounded and put among them.
 
         A network from outside stands for itself.
-
-        Raises:
-            BadRecord: what is released was trained on other data.
         """
         if isinstance(spec, Outside):
             return Subject(spec, 1, 1, spec.digest, {}, {"passes": None, "skipped": 0})
@@ -328,8 +331,16 @@ class Lab:
             about = {"iteration": last.iteration, "history": last.history, "cost": last.cost}
             return last.weights(), {**about, "data": self._data_checksum}
 
-        weights, about = zoo.obtain(self.weights, spec, trained)
-        path, on = zoo.path_of(self.weights, spec), about.get("data", self._data_checksum)  # older files do not say
+        found = zoo.obtain(self.weights, spec, trained)
+        return self._checked(spec, self._file(spec, spec.epochs), *found)
+
+    def _checked(self, spec: TrainSpec, path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> Subject:
+        """What the released file at `path` holds.
+
+        Raises:
+            BadRecord: it was trained on other data.
+        """
+        on = about.get("data", self._data_checksum)  # older files do not say
         if on != self._data_checksum:
             raise records.BadRecord(
                 f"{path} was trained on another {spec.data} ({on}) than the one that is there ({self._data_checksum}); "

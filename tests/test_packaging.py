@@ -34,7 +34,7 @@ FLOORS = {
     "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features",
     "studies": "studies.__init__ studies.pilots studies.lr_decay studies.sharpness_drop studies.rfn_gains "
     "studies.state_of_the_art studies.features",
-    "doors": "addresses jobs status export evaluate reproduce bench readme preregistration __main__ __init__",
+    "doors": "addresses jobs status export evaluate release reproduce bench readme preregistration __main__ __init__",
 }
 FLOOR = {module: number for number, modules in enumerate(FLOORS.values()) for module in modules.split()}
 MODULES = {
