@@ -46,9 +46,14 @@ def evaluate(model: nn.Module, name: str, lab: Lab, role: str = "surrogate") -> 
         ValueError: another role, a model that seems to be used wrongly, or targets that are not released.
     """
     require(role in ROLES, f"role is {role!r}; give one of {', '.join(map(repr, ROLES))}.")
-    of = lab.dataset()
+    of, (images, labels) = lab.dataset(), lab.bench.test_images(DOUBTED)
     theirs = outside.register(name, lab.bench.how.place(model))
-    doubt = adapters.doubt(model, *lab.bench.test_images(DOUBTED), mean=of.mean, std=of.std)
+    try:
+        doubt = adapters.doubt(model, images, labels, of.mean, of.std)
+    except RuntimeError as error:  # torch's word for shapes that do not fit
+        shape, why = tuple(images.shape[1:]), str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{name} does not take images {shape} of {of.name} ({why}); give Adapted(model, size=…), or "
+                         "another scale.") from error  # fmt: skip
     require(not doubt, f"{name} is not measured: {doubt}")
     return as_surrogate(theirs, lab) if role == "surrogate" else as_target(theirs, lab)
 

@@ -121,7 +121,9 @@ def test_a_model_that_is_used_wrongly_is_not_measured(lab):
         evaluate.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "guess", lab)
     with pytest.raises(ValueError, match="role is 'victim'; give one of 'surrogate', 'target'"):
         evaluate.evaluate(zoo.load("small/ours"), "mine", lab, "victim")
-    assert not list(lab.folder.glob("*guess*"))
+    with pytest.raises(ValueError, match=r"large does not take images .1, 8, 8. of digits .mat1 and mat2.*; give"):
+        evaluate.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), "large", lab)
+    assert not [*lab.folder.glob("*guess*"), *lab.folder.glob("*large*")]
 
 
 def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
