@@ -117,8 +117,8 @@ def _run(options: argparse.Namespace) -> int:
     lab = Lab(options.scale, "run", options.seeds, options.device)
     asked = {"claims": options.only, "workers": options.workers, "scheduler": options.scheduler}
     report = run(lab, **asked, budget=options.budget, prune=options.prune)
-    for label, why in report.failed.items():
-        print(f"{label} failed: {why}", file=sys.stderr)
+    for m, why in report.failed.items():
+        print(f"{m.label} failed: {why}", file=sys.stderr)
     if report.complete:
         print(f"All {report.planned} measurements of {lab.scale.name} scale are recorded.")
         return DONE

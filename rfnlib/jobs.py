@@ -35,13 +35,13 @@ class Report:
 
     Attributes:
         planned, recorded: measurements that are known to be needed, and those of them that are complete.
-        failed: what went wrong, by the label of the measurement; the others were made.
+        failed: what went wrong, by measurement; the others were made.
         in_time: whether the time was enough.
     """
 
     planned: int
     recorded: int
-    failed: dict[str, str]
+    failed: Mapping[Measurement, str]
     in_time: bool
 
     @property
@@ -143,8 +143,7 @@ class Todo:
 
     def report(self, failed: Mapping[Measurement, str], in_time: bool) -> Report:
         """How things stand."""
-        why = {m.label: reason for m, reason in failed.items()}
-        return Report(len(self.plan), len(self.plan) - len(self.missing), why, in_time)
+        return Report(len(self.plan), len(self.plan) - len(self.missing), failed, in_time)
 
 
 @dataclass
@@ -207,7 +206,7 @@ class _Run:
             m, units = found
             within = None if self.stop is None else self.stop - time.monotonic()
             future = self.client.submit(measure, self.place, m, self.topic, within, pure=False)
-            self.running[future.key] = _Task(m, units, future, len(self.lab.missing(m)))
+            self.running[str(future.key)] = _Task(m, units, future, len(self.lab.missing(m)))
             future.add_done_callback(lambda f: self.inbox.put(("end", f)))
             idle, given = idle - 1, True
         return given
@@ -232,7 +231,7 @@ class _Run:
         self.todo.ledger.finish(task.m, (row["epoch"],))
 
     def _end(self, future: Future) -> None:
-        task = self.running.pop(future.key)
+        task = self.running.pop(str(future.key))
         if future.status == "error":
             self._failed(task, future.exception())
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rfnlib import studies
 from rfnlib.costs import Ledger, Pace, Unit
@@ -11,16 +10,6 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.progress import duration
 from rfnlib.workers import cores
-
-
-@dataclass(frozen=True)
-class Line:
-    """Of one measurement, or of several together: rows wanted and missing, and the work that is left."""
-
-    label: str
-    rows: int
-    missing: int
-    left: dict[str, Unit]
 
 
 def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) -> str:
@@ -34,18 +23,19 @@ def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) ->
     Raises:
         LookupError: a claim that no study judges.
     """
-    for claim in claims or ():
-        studies.of(claim)
     ledger, pace = Ledger(lab), Pace(lab)
-    lines = list(_measurements(lab, ledger, claims) if long else _studies(lab, ledger, claims))
+    seen: set[tuple[str, float]] = set()
     units: dict[str, Unit] = {}
+    rows = missing = 0
     table = [("", "rows", "recorded", "missing", "about")]
-    for line in lines:
-        new = {name: unit for name, unit in line.left.items() if name not in units}
-        units |= new
-        about = duration(pace.seconds(new.values())) if line.missing else ""
-        table.append((line.label, *_counts(line.rows, line.missing), about))
-    rows, missing, seconds = sum(x.rows for x in lines), sum(x.missing for x in lines), pace.seconds(units.values())
+    for label, measurements in _measurements(lab, claims) if long else _studies(lab, claims):
+        new = [_new(lab, m, seen) for m in measurements]
+        here = (sum(len(m.epochs) for m in new), sum(len(lab.missing(m)) for m in new))
+        left = {name: unit for m in new for name, unit in ledger.left(m).items() if name not in units}
+        units |= left
+        rows, missing = rows + here[0], missing + here[1]
+        table.append((label, *_counts(*here), duration(pace.seconds(left.values())) if here[1] else ""))
+    seconds = pace.seconds(units.values())
     table.append(("all", *_counts(rows, missing), duration(seconds) if missing else ""))
     width = max(len(row[0]) for row in table)
     text = [f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in table]
@@ -62,23 +52,17 @@ def _counts(rows: int, missing: int) -> tuple[str, str, str]:
     return str(rows), str(rows - missing), str(missing)
 
 
-def _measurements(lab: Lab, ledger: Ledger, claims: Sequence[str] | None) -> Iterator[Line]:
+def _measurements(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
     for m in studies.plan(lab, claims):
-        yield Line(m.label, len(m.epochs), len(lab.missing(m)), ledger.left(m))
+        yield m.label, [m]
 
 
-def _studies(lab: Lab, ledger: Ledger, claims: Sequence[str] | None) -> Iterator[Line]:
-    """A line for the pilots, and one for each study that is asked for."""
-    seen: set[tuple[str, float]] = set()
+def _studies(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
+    """The pilots, and each study that is asked for."""
+    asked = [studies.of(claim) for claim in claims or ()]
     for study in studies.STUDIES:
-        if claims is not None and study.CLAIMS and not set(study.CLAIMS) & set(claims):
-            continue
-        rows, missing, left = 0, 0, {}
-        for m in studies.plan(lab, study.CLAIMS):
-            new = _new(lab, m, seen)
-            rows, missing = rows + len(new.epochs), missing + len(lab.missing(new))
-            left |= ledger.left(new)
-        yield Line(", ".join(study.CLAIMS) or "targets, pilots", rows, missing, left)
+        if claims is None or study in asked or not study.CLAIMS:
+            yield ", ".join(study.CLAIMS) or "targets, pilots", studies.plan(lab, study.CLAIMS)
 
 
 def _new(lab: Lab, m: Measurement, seen: set[tuple[str, float]]) -> Measurement:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfnlib import data, execution, outside, records, training, transfer
+from rfnlib.checks import require
 from rfnlib.keys import stream
 from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
@@ -69,16 +70,26 @@ class Bench:
         drawn = torch.Generator().manual_seed(stream(0, "images"))
         self._order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
         self.attacked = self.test_images(scale.test_images + scale.validation_images)
-        self._measured: tuple[str, dict[str, float]] = ("", {})
+        self._measured: tuple[str, dict[str, float | None]] = ("", {})
 
     def test_images(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first `n` test images in the fixed order, float (n, C, H, W) in [0, 1], and their labels."""
+        """The first `n` test images in the fixed order, float (n, C, H, W) in [0, 1], and their labels.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        require_images(n, self._order, f"test images of {self.dataset.name}")
         chosen = self._order[:n]
         return data.to_float(self.dataset.test_images[chosen]), self.dataset.test_labels[chosen]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (a bench lives as long as its process)
     def training_batches(self, n: int) -> list[tuple[Tensor, Tensor]]:
-        """The first `n` training images, not augmented, in equal batches."""
+        """The first `n` training images, not augmented, in equal batches.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        require_images(n, self.dataset.train_labels, f"training images of {self.dataset.name}")
         images, labels = self.dataset.train_images[:n], self.dataset.train_labels[:n]
         pairs = zip(images.split(even(n, 500)), labels.split(even(n, 500)), strict=True)
         return [(data.to_float(x), y) for x, y in pairs]
@@ -97,10 +108,11 @@ class Bench:
         made = subject.recipe(network, subject.collected, (data.to_float(x) for x in parts))
         return self.how.place(made).requires_grad_(False).eval()
 
-    def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float]:
+    def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float | None]:
         """Natural accuracy, and accuracy and mean cross-entropy on all training images, not augmented.
 
-        A network from outside was trained on others, so it is not asked about these.
+        These are the data set's own images, whatever the run was trained on: of one trained on D_R or D_NR too. A
+        network from outside was trained on others, so it is not asked about these.
         """
         if isinstance(subject.spec, Outside):
             images, labels = self.test_images(self.scale.accuracy_images)
@@ -120,6 +132,11 @@ class Bench:
                      "train_accuracy": round(right / n, 4), "train_loss": records.rounded(loss / n)}  # fmt: skip
             self._measured = (named, found)
         return self._measured[1]
+
+
+def require_images(n: int, there: Tensor, what: str) -> None:
+    """A measurement on fewer images than it says would pass for one on all of them."""
+    require(0 < n <= len(there), f"{n} {what} are asked for; give from 1 to {len(there)}, as many as there are.")
 
 
 def even(n: int, most: int) -> int:

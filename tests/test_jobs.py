@@ -164,8 +164,8 @@ def test_a_run_that_diverges_fails_alone(address, tmp_path, monkeypatch):
 
     monkeypatch.setattr(studies, "plan", wild)
     report = jobs.run(lab_in(tmp_path), scheduler=address, say=lambda line: None)
-    ((label, why),) = report.failed.items()
-    assert label.startswith("robust accuracy: resnet18") and "lower the learning rate" in why
+    ((m, why),) = report.failed.items()
+    assert m.label.startswith("robust accuracy: resnet18") and "lower the learning rate" in why
     assert (report.recorded, report.planned, report.complete, report.in_time) == (1, 2, False, True)
 
 

@@ -1,5 +1,6 @@
 """The bench: one order of images for everything, and accuracies that a loop by hand finds too."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from scenes import TINY, start
@@ -24,6 +25,15 @@ def test_the_attacked_images_are_the_first_of_those_that_accuracy_is_taken_on():
     assert torch.equal(attacked, more[:41]) and torch.equal(labels, all_labels[:41])
     originals = {image.numpy().tobytes() for image in DIGITS.test_images}
     assert all((image * 255).round().to(torch.uint8).numpy().tobytes() in originals for image in more)
+
+
+def test_more_images_than_there_are_are_refused():
+    there = len(DIGITS.test_labels)
+    assert len(bench().test_images(there)[1]) == there
+    with pytest.raises(ValueError, match=f"{there + 1} test images of digits are asked for; give from 1 to {there}"):
+        bench().test_images(there + 1)
+    with pytest.raises(ValueError, match="201 training images of digits are asked for; give from 1 to 200"):
+        bench().training_batches(TINY.n_train + 1)
 
 
 def test_training_batches_are_equal_and_neither_augmented_nor_shuffled():
