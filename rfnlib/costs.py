@@ -191,13 +191,13 @@ class Pace:
         (arch, width, stem), scale = network, self.lab.scale
         if arch not in models.ARCHITECTURES:  # from outside, and taken to be as fast as the scale's surrogate
             arch, width, stem = _network(scale.flat(None, 0))
-        how, shape = execution.resolve(self.lab.device, compile=False), data.image_shape(scale.data)
-        model = how.place(models.build(arch, width=width, stem=stem, image_shape=shape)).train()
+        how, (c, h, w) = execution.resolve(self.lab.device, compile=False), data.image_shape(scale.data)
+        model = how.place(models.build(arch, width=width, stem=stem, image_shape=(c, h, w))).train()
         n, threads = min(4, scale.batch), torch.get_num_threads()
         torch.set_num_threads(1)  # as a worker's
         try:
             while True:
-                x = torch.rand(n, *shape, device=how.device)
+                x = torch.rand(n, c, h, w, device=how.device)
                 x = x.contiguous(memory_format=torch.channels_last) if how.channels_last else x
                 taken = min(_step_seconds(how, model, x) for _ in range(3))  # the first time is not typical
                 if n == scale.batch or taken * scale.batch / n > 1.0:

@@ -249,7 +249,7 @@ class Scale:
     def attacked_at(self, schedule: Schedule) -> tuple[float, ...]:
         """The epochs at which a surrogate trained by `schedule` is attacked."""
         coarse = [float(e) for e in range(self.every, self.epochs + 1, self.every)]
-        decays = getattr(schedule, "milestones", ())
+        decays = schedule.milestones
         around = [m + d for m in decays for d in (0.0, *self.fine, self.judged_after)]
         judged = [m + d for m in self.decays for d in (0.0, self.judged_after)]  # runs are compared there
         return tuple(sorted({*coarse, *around, *judged, self.end}))

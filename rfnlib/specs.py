@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from rfnlib import checks
 from rfnlib.checks import is_number, is_whole
@@ -94,6 +94,7 @@ class Step:
 class Cosine:
     """Half a cosine from `lr` to `final` over the run, after a linear warm-up (Loshchilov & Hutter 2017)."""
 
+    milestones: ClassVar[tuple[float, ...]] = ()  # it has none
     lr: float = 0.1
     final: float = 0.0
     warmup: float = 0.0
@@ -111,6 +112,7 @@ class Cosine:
 class OneCycle:
     """Linear from `lr`/`start` up to `lr` at the fraction `peak` of the run, then linear to 0 (Smith 2018)."""
 
+    milestones: ClassVar[tuple[float, ...]] = ()  # it has none
     lr: float = 0.1
     peak: float = 0.3
     start: float = 25.0
@@ -133,6 +135,7 @@ class OneCycle:
 class Cyclic:
     """Cycles of `period` epochs, each half a cosine from `lr` to `low` (SGDR, Loshchilov & Hutter 2017)."""
 
+    milestones: ClassVar[tuple[float, ...]] = ()  # it has none
     lr: float = 0.1
     period: float = 10.0
     low: float = 0.0
@@ -416,7 +419,7 @@ class TrainSpec:
         arch = f"{self.arch}-{f'w{self.width}' if self.width else 'full'}" + (
             f"-stem{self.stem}" if self.stem > 1 else ""
         )
-        at = "-".join(f"{m:g}" for m in getattr(self.schedule, "milestones", ()))
+        at = "-".join(f"{m:g}" for m in self.schedule.milestones)
         schedule = f"{type(self.schedule).__name__.lower()}{at}"
         return "-".join([arch, schedule, *self.traits, f"s{self.seed}"])
 
