@@ -1,4 +1,4 @@
-"""The paper's claims as data, and the rule that judges them.
+"""What a claim is, and the rule that judges it. The paper's claims themselves are in `rfnlib.studies`.
 
 Each claim has one primary difference, named before anything was measured, and a margin: how much would matter.
 
@@ -9,16 +9,13 @@ Each claim has one primary difference, named before anything was measured, and a
     not testable   a gate failed: training at this scale is not what the claim is about
 
 Gates come first, then the words in this order. Holm's correction over all claims stands beside each verdict.
-
-Numbers called the paper's are those of its abstracts (arXiv 2304.02688, v1 and v2). No other number of
-its tables could be verified, so none is printed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log
 
 import numpy as np
 
@@ -26,105 +23,53 @@ from rfnlib.checks import require
 from rfnlib.intervals import Estimate, Influence, interval
 
 WORDS = ("supported", "contradicted", "no effect", "inconclusive", "not testable")
+UNDECIDED = {  # what two of them say of any claim, and what follows from it
+    "inconclusive": (
+        "is not decided",
+        "No advice follows yet: the interval holds gains and losses that would matter, and more seeds would narrow it.",
+    ),
+    "not testable": (
+        "cannot be tested at this scale",
+        "Nothing follows: a gate that goes before the claim is not passed at this scale. What was found is printed all "
+        "the same, as a description.",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Claim:
     """A claim of the paper and what it is judged by.
 
+    Numbers called the paper's are those of its abstracts (arXiv 2304.02688, v1 and v2). No other number of its tables
+    could be verified, so none is printed.
+
     Attributes:
         id: such as "C4".
         sentence: the claim.
-        paper: the paper's number, where one could be verified.
-        notebook: the one that shows it.
         primary: what is compared, in words; where it is several differences, all of them must be positive.
         margin: a difference that would matter, in the unit of the estimate (points / 100, or a logarithm).
         unit: "points", "points a doubling", or "factor" (of an estimate that is a natural logarithm).
         non_inferiority: whether being no worse than by the margin is all that is claimed.
+        paper: the paper's number, where one could be verified.
+        answer: what was found, in braces how it is said where the claim is supported, where it is contradicted and
+            where there is no effect, such as "RFN {beats|loses to|does as well as} SGD".
+        follows: what follows for the reader in each of these cases, a sentence each.
     """
 
     id: str
     sentence: str
-    paper: str
-    notebook: str
     primary: tuple[str, ...]
     margin: float
     unit: str = "points"
     non_inferiority: bool = False
+    paper: str = "no verified number"
+    answer: str = ""
+    follows: tuple[str, ...] = ()
 
 
-CLAIMS = {
-    c.id: c
-    for c in (
-        Claim(
-            "C1",
-            "Early stopping helps surrogates trained on robust and on non-robust features alike",
-            "no verified number",
-            "01_non_robust_features",
-            ("stopped early − at the end, trained on non-robust features",),
-            margin=0.02,
-        ),
-        Claim(
-            "C2",
-            "Transferability peaks when the learning rate decays, whichever epoch that is",
-            "no verified number",
-            "02_lr_decay_peak",
-            ("after the decay − constant rate", "after the decay − at the end"),
-            margin=0.02,
-        ),
-        Claim(
-            "C3",
-            "At that time the sharpness of the loss drops",
-            "no verified number",
-            "03_sharpness_drop",
-            ("λ₁ at a constant rate / after the decay",),
-            margin=log(1.15),
-            unit="factor",
-        ),
-        Claim(
-            "C4",
-            "RFN always improves over early stopping",
-            "by up to 47 points (v1)",
-            "04_rfn_gains",
-            ("RFN − early stopping",),
-            margin=0.03,
-        ),
-        Claim(
-            "C5",
-            "Of seven minimizers SAM consistently beats early stopping",
-            "by up to 28.8 points (v2)",
-            "04_rfn_gains",
-            ("SAM − early stopping",),
-            margin=0.03,
-        ),
-        Claim(
-            "C6",
-            "Large flat neighbourhoods raise transferability, at a cost in natural accuracy",
-            "no verified number",
-            "04_rfn_gains",
-            ("success by log ρ",),
-            margin=0.03,
-            unit="points a doubling",
-        ),
-        Claim(
-            "C7",
-            "RFN rivals the best other ways to train a surrogate",
-            "no verified number",
-            "05_state_of_the_art",
-            ("RFN − the better of LGV and SAT",),
-            margin=0.05,
-            non_inferiority=True,
-        ),
-        Claim(
-            "C8",
-            "RFN adds to other transfer techniques",
-            "no verified number",
-            "05_state_of_the_art",
-            ("RFN + technique − the better of SGD + technique and RFN alone",),
-            margin=0.03,
-        ),
-    )
-}
+def by_id(*claims: Claim) -> dict[str, Claim]:
+    """Claims by their id, as a study's `CLAIMS` has them."""
+    return {claim.id: claim for claim in claims}
 
 
 # --- the rule ------------------------------------------------------------------------------------------------------
@@ -160,6 +105,21 @@ class Verdict:
     gates: tuple[Gate, ...]
     p: float
     holm: float | None = None
+
+    @property
+    def answer(self) -> str:
+        """What was found, in a sentence without a stop."""
+        case = 0 if self.word in UNDECIDED else WORDS.index(self.word)
+        said = re.sub(r"\{(.*)\}", lambda cases: cases[1].split("|")[case], self.claim.answer)
+        said = f"whether {said} {UNDECIDED[self.word][0]}" if self.word in UNDECIDED else said
+        return said[:1].upper() + said[1:]
+
+    @property
+    def follows(self) -> str:
+        """What the verdict means for the reader."""
+        if self.word in UNDECIDED:
+            return UNDECIDED[self.word][1]
+        return dict(zip(WORDS, self.claim.follows, strict=False)).get(self.word, "")
 
     @property
     def survives(self) -> bool:
@@ -201,7 +161,7 @@ class Verdict:
 
 
 def judge(
-    claim: str | Claim,
+    claim: Claim,
     primary: Influence | Estimate | Sequence[Influence | Estimate] | None,
     what: str | Sequence[str] | None = None,
     gates: Sequence[Gate] = (),
@@ -215,17 +175,13 @@ def judge(
     For non-inferiority −margin stands in place of 0, and *no effect* is no verdict.
 
     Args:
-        claim: its id, or a claim of one's own.
         primary: the difference, or as many as `claim.primary` names; None only if a gate failed.
         what: in words, if these say more than `claim.primary`.
         gates: read before.
 
     Raises:
-        ValueError: an unknown claim, another number of differences than it names, or none though every gate passed.
+        ValueError: another number of differences than the claim names, or none though every gate passed.
     """
-    known = isinstance(claim, Claim) or claim in CLAIMS
-    require(known, f"there is no claim {claim!r}; give one of {', '.join(CLAIMS)}.")
-    claim = claim if isinstance(claim, Claim) else CLAIMS[claim]
     words = claim.primary if what is None else (what,) if isinstance(what, str) else tuple(what)
     primaries = [] if primary is None else [primary] if isinstance(primary, Influence | Estimate) else list(primary)
     failed = not all(g.passed for g in gates)
@@ -265,7 +221,7 @@ def positive(name: str, difference: Influence | Estimate) -> Gate:
     return Gate(name, e.seeds > 1 and low > 0, figure)
 
 
-def holm(verdicts: Sequence[Verdict], family: int = len(CLAIMS)) -> list[Verdict]:
+def holm(verdicts: Sequence[Verdict], family: int) -> list[Verdict]:
     """The verdicts with p-values corrected for `family` claims by Holm (1979, Scand. J. Statist. 6).
 
     The i-th smallest of m p-values becomes max over j ≤ i of (m − j + 1)·pⱼ, at most 1. Claims not judged yet, and

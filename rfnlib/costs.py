@@ -88,10 +88,10 @@ class Ledger:
         trained = _training(m.spec, end, self.n_train)
         return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 
-    def _row(self, about: tuple, spec: TrainSpec, epoch: float) -> str:
+    def _row(self, about: tuple, spec: TrainSpec | Outside, epoch: float) -> str:
         return key(*about, _history(spec, epoch, self.n_train // spec.batch))
 
-    def _on_disk(self, spec: TrainSpec, epochs: tuple[float, ...]) -> set[str]:
+    def _on_disk(self, spec: TrainSpec | Outside, epochs: tuple[float, ...]) -> set[str]:
         """The epochs of training that need not be trained to have `spec`'s network at `epochs`, by name.
 
         As `training.train` does it: snapshots that are there are taken, and it goes on from the last state before the
@@ -120,7 +120,7 @@ class Ledger:
 
 
 @functools.cache
-def _training(spec: TrainSpec, end: int, n_train: int) -> Mapping[str, Unit]:
+def _training(spec: TrainSpec | Outside, end: int, n_train: int) -> Mapping[str, Unit]:
     if not end or isinstance(spec, Outside):
         return {}
     per_epoch = n_train // spec.batch
@@ -136,11 +136,11 @@ def _training(spec: TrainSpec, end: int, n_train: int) -> Mapping[str, Unit]:
 
 
 @functools.cache
-def _history(spec: TrainSpec, epoch: float, per_epoch: int) -> str:
+def _history(spec: TrainSpec | Outside, epoch: float, per_epoch: int) -> str:
     return spec.history_key(max(1, round(epoch * per_epoch)), per_epoch)
 
 
-def _network(spec: TrainSpec) -> Network:
+def _network(spec: TrainSpec | Outside) -> Network:
     return spec.arch, spec.width, spec.stem
 
 

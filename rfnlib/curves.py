@@ -8,6 +8,7 @@ import numpy as np
 
 from rfnlib import transfer
 from rfnlib.intervals import Influence, share
+from rfnlib.outside import Outside
 from rfnlib.specs import TrainSpec
 
 
@@ -16,7 +17,7 @@ class Curve:
     """Values along the runs of an arm: `spec` is that of the first seed, `epochs` are those that were measured."""
 
     name: str
-    spec: TrainSpec
+    spec: TrainSpec | Outside
     epochs: tuple[float, ...]
 
     @property
@@ -24,29 +25,41 @@ class Curve:
         """The last epoch measured."""
         return self.epochs[-1]
 
-    def index(self, epoch: float) -> int:
-        """The place of `epoch` in `epochs`.
+    @property
+    def milestones(self) -> tuple[float, ...]:
+        """The epochs at which the learning rate decays by a step."""
+        return self.spec.schedule.milestones if self.spec.schedule else ()
+
+    def index(self, epoch: float | None) -> int:
+        """The place of `epoch` in `epochs`; None: the last.
 
         Raises:
             LookupError: nothing was measured there.
         """
-        found = min(range(len(self.epochs)), key=lambda i: abs(self.epochs[i] - epoch))
-        if abs(self.epochs[found] - epoch) > 0.02:
+        if epoch is None:
+            return len(self.epochs) - 1
+        if abs(self.nearest(epoch) - epoch) > 0.02:
             at = ", ".join(f"{e:g}" for e in self.epochs)
             raise LookupError(f"{self.name} was not measured at epoch {epoch:g}, only at {at}.")
-        return found
+        return self.epochs.index(self.nearest(epoch))
+
+    def nearest(self, epoch: float) -> float:
+        """The epoch measured that is nearest to `epoch`."""
+        return min(self.epochs, key=lambda e: abs(e - epoch))
 
 
 @dataclass(frozen=True)
 class TransferCurve(Curve):
     """Transfer along one training run.
 
-    `hits[e]` are the outcomes at `epochs[e]`; `accuracy` is the surrogates' natural accuracy, `training` their accuracy
-    on the training images, un-augmented, `loss` the mean cross-entropy there; each (seeds, epochs). `passes` are the
-    forward-backward passes of the training up to each epoch, in epochs of plain training, and `l2` the mean length of
-    the perturbations, both (seeds, epochs).
+    `hits[e]` are the outcomes at `epochs[e]` on `targets`; `accuracy` is the surrogates' natural accuracy, `training`
+    their accuracy on the data set's own training images, un-augmented (also of a run on D_R or D_NR, which trains on
+    images made from them), `loss` the mean cross-entropy there; each (seeds, epochs). `passes` are the forward-backward
+    passes of the training up to each epoch, in epochs of plain training, and `l2` the mean length of the perturbations,
+    both (seeds, epochs).
     """
 
+    targets: tuple[str, ...]
     hits: tuple[transfer.Hits, ...]
     accuracy: np.ndarray
     training: np.ndarray
@@ -58,11 +71,20 @@ class TransferCurve(Curve):
     def seeds(self) -> int:
         return len(self.accuracy)
 
+    @property
+    def best(self) -> float:
+        """The epoch with the most success."""
+        return max(self.epochs, key=lambda e: self.at(e).value)
+
     def at(
-        self, epoch: float, denominator: str = transfer.DEFAULT, targets: list[int] | None = None
+        self, epoch: float | None = None, denominator: str = transfer.DEFAULT, targets: list[int] | None = None
     ) -> Influence:
-        """The success rate at `epoch`, under `denominator`, over some or all (None) of the targets."""
+        """The success rate at `epoch` (None: the last), under `denominator`, over some or all (None) of the targets."""
         return transfer.influence(self.hits[self.index(epoch)], denominator, targets)
+
+    def mean(self, what: str, epoch: float | None = None) -> float:
+        """The mean over seeds of "accuracy", "training", "loss", "passes" or "l2" at `epoch` (None: the last)."""
+        return float(getattr(self, what)[:, self.index(epoch)].mean())
 
     def first(self, seeds: int) -> TransferCurve:
         """The same of the first so many seeds, to be paired with a run that has no more."""
@@ -84,8 +106,8 @@ class SharpnessCurve(Curve):
     def seeds(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def at(self, epoch: float, measure: str = "top") -> np.ndarray:
-        """The values (seeds,) of `measure` at `epoch`."""
+    def at(self, epoch: float | None = None, measure: str = "top") -> np.ndarray:
+        """The values (seeds,) of `measure` at `epoch`; None: the last."""
         return self.values[measure][:, self.index(epoch)]
 
 
@@ -103,6 +125,6 @@ class RobustnessCurve(Curve):
     def seeds(self) -> int:
         return len(self.correct["none"])
 
-    def at(self, epoch: float, attack: str = "none") -> Influence:
-        """The accuracy at `epoch` under `attack`."""
+    def at(self, epoch: float | None = None, attack: str = "none") -> Influence:
+        """The accuracy at `epoch` (None: the last) under `attack`."""
         return share(self.correct[attack][:, self.index(epoch)])

@@ -79,7 +79,7 @@ def _sharpness(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[st
 
 
 def _robustness(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str, Any]:
-    n, found = record.settings["images"], {}
+    n, found = record.settings["images"], dict[str, float]()
     for name, packed in row["correct"].items():
         what = "accuracy without attack" if name == "none" else f"robust accuracy, {name}"
         found |= _estimate(what, interval(share(records.unpack(packed, (1, n)))))

@@ -22,6 +22,7 @@ from rfnlib import files, snapshots, studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
+from rfnlib.outside import Outside
 from rfnlib.progress import duration
 from rfnlib.snapshots import Run
 from rfnlib.workers import Place, cluster, measure
@@ -131,11 +132,12 @@ class Todo:
 
     def prune(self) -> int:
         """Delete what nothing that is missing needs of the snapshots and states; return the bytes freed."""
-        specs = {spec for m in self.missing for spec in m.spec.lineage()}
+        runs = [m.spec for m in self.missing if not isinstance(m.spec, Outside)]
+        specs = {spec for run in runs for spec in run.lineage()}
         lab, per_epoch = self.lab, self.ledger.n_train
         digest = lab.dataset().digest
-        runs = [Run(s, digest, per_epoch // s.batch, lab.cache) for s in specs if not s.features]
-        return snapshots.prune(lab.cache, runs, built=any(spec.features for spec in specs))
+        wanted = [Run(s, digest, per_epoch // s.batch, lab.cache) for s in specs if not s.features]
+        return snapshots.prune(lab.cache, wanted, built=any(spec.features for spec in specs))
 
     def seconds(self) -> float:
         """What all that is missing would take one worker, one unit after the other."""

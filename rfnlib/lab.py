@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from rfnlib.subjects import Bench, Subject
 from rfnlib.transforms import named
 
 MODES = ("replay", "run")
+K = TypeVar("K")
 
 
 class MissingRecord(LookupError):
@@ -89,27 +90,31 @@ class Lab:
 
     # --- what is shown and read --------------------------------------------------------------------
 
-    def shown(self, arms: Mapping[str, Arm] | Iterable[Arm], needed: Iterable[str] = ()) -> dict[str, Arm]:
+    def shown(self, arms: Mapping[K, Arm], needed: Iterable[K] = (), probe: Probe | None = None) -> dict[K, Arm]:
         """The one rule for what appears: an arm is shown once all of its seeds are recorded, or can be computed.
 
         Nothing of an arm is shown before, so that no difference is looked at before the planned seeds are complete.
 
         Args:
-            needed: names of arms without which there is nothing to show.
+            needed: the arms without which there is nothing to show.
+            probe: which of their questions it is about; None: the first.
 
         Raises:
             MissingRecord: in replay, a needed arm is not complete.
         """
-        arms = list(arms.values() if isinstance(arms, Mapping) else arms)
-        found = {arm.name: arm for arm in arms if self.mode == "run" or self.complete(arm)}
-        for arm in arms:
-            if arm.name in set(needed) - found.keys():
-                raise self._missing(next(m for m in arm.measurements() if self.missing(m)), arm)
-        return found
+        lacking: dict[K, Measurement] = {}
+        for key, arm in arms.items() if self.mode == "replay" else ():
+            for m in [Measurement(spec, arm.question(probe)) for spec in arm.specs]:
+                if self.missing(m):
+                    lacking.setdefault(key, m)
+        for key in needed:
+            if key in lacking:
+                raise self._missing(lacking[key], arms[key])
+        return {key: arm for key, arm in arms.items() if key not in lacking}
 
-    def complete(self, arm: Arm) -> bool:
-        """Whether all of `arm` is recorded."""
-        return not any(self.missing(m) for m in arm.measurements())
+    def curves(self, arms: Mapping[K, Arm], probe: Probe | None = None, needed: Iterable[K] = ()) -> dict[K, Any]:
+        """The curve of every arm that is `shown`, for one of its questions."""
+        return {key: self.read(arm, probe) for key, arm in self.shown(arms, needed, probe).items()}
 
     def read(self, arm: Arm, probe: Probe | None = None, **how: Any) -> Any:
         """The curve of `arm` for one of its questions; in a run, computed where it is missing.
@@ -122,11 +127,10 @@ class Lab:
             MissingRecord: in replay, something is not recorded: the message says how to compute it.
             LookupError: a question that the arm does not ask.
         """
-        at = next((at for at in arm.asked if probe is None or at.probe == probe), None)
-        if at is None:
-            raise LookupError(f"{arm.name} asks for {[a.probe.label for a in arm.asked]}, not for {probe}.")
+        at = arm.question(probe)
         found = [self.measure(Measurement(spec, at)) for spec in arm.specs]
-        return at.probe.read(self, arm, at, [[r.at(e) for e in at.epochs] for r in found], **how)
+        rows = [[cast(Row, record.at(e)) for e in at.epochs] for record in found]  # complete, for it was measured
+        return at.probe.read(self, arm, at, rows, **how)
 
     def transfer(self, spec: TrainSpec | Sequence[TrainSpec], epochs: Iterable[float], probe: Probe | None = None,
                  recipe=None, **how: Any) -> Any:  # fmt: skip
@@ -166,7 +170,21 @@ class Lab:
             return f"{self.scale.name} scale: nothing is recorded"
         days, on = sorted({m["date"] for m in made}), ", ".join(sorted({m["hardware"] for m in made}))
         when = " to ".join(dict.fromkeys((days[0], days[-1])))
-        return f"{self.scale.name} scale: records computed on {on}, {when}"
+        twice = len(self.trained_twice())
+        but = f"; networks trained twice, with different bits, and measured both times: {twice}" if twice else ""
+        return f"{self.scale.name} scale: records computed on {on}, {when}{but}"
+
+    def trained_twice(self) -> dict[str, set[str]]:
+        """The digests of the weights that records name for the same history of training, where they are several.
+
+        So it is where the cache of a run was lost and another machine trained it anew for a further measurement. Both
+        networks are what the spec asks for; but measurements of the two are not of one network.
+        """
+        found: dict[str, set[str]] = {}
+        for record in self.records.values():
+            for row in record.rows:
+                found.setdefault(row["snapshot"], set()).add(row["weights"])
+        return {history: weights for history, weights in found.items() if len(weights) > 1}
 
     # --- one measurement ---------------------------------------------------------------------------
 
@@ -260,7 +278,7 @@ class Lab:
         before = self._cost(m.spec.start)
         for s in self._train(m.spec, epochs):
             parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
-            cost = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
+            cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
             weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
             yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts)
 

@@ -95,10 +95,26 @@ class Arm:
         for field, value in (("name", name), ("specs", tuple(specs)), ("asked", tuple(asked))):
             object.__setattr__(self, field, value)
 
+    def question(self, probe: Probe | None = None) -> At:
+        """The question that is asked with `probe`; None: the first.
+
+        Raises:
+            LookupError: the arm does not ask it.
+        """
+        for at in self.asked:
+            if probe is None or at.probe == probe:
+                return at
+        raise LookupError(f"{self.name} asks for {[at.probe.label for at in self.asked]}, not for {probe}.")
+
     def measurements(self, seed: int | None = None) -> list[Measurement]:
         """What is asked of the run number `seed`, or of all of them."""
         specs = self.specs if seed is None else self.specs[seed : seed + 1]
         return [Measurement(spec, at) for spec in specs for at in self.asked]
+
+
+def by_name(*arms: Arm) -> dict[str, Arm]:
+    """Arms by their names."""
+    return {arm.name: arm for arm in arms}
 
 
 def by_seed(arms: Iterable[Arm]) -> Iterator[Measurement]:

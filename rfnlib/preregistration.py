@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from rfnlib import claims, paths, readme, scales, transfer, words
+from rfnlib import paths, readme, scales, studies, transfer, words
 from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.scale import Scale, Target
@@ -37,7 +37,7 @@ def fixed() -> dict[str, object]:
         "techniques": {s.name: _techniques(s) for s in JUDGED},
         "compared": [pilots.RIVALS, state_of_the_art.JUDGED, state_of_the_art.SLOW],
         "counted over": transfer.DEFAULT,
-        "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in claims.CLAIMS.values()},
+        "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in studies.every_claim().values()},
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
         "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},
@@ -105,7 +105,7 @@ def _targets(scale: Scale, role: str) -> str:
 def primaries() -> pd.DataFrame:
     """A row a claim: what it is judged by."""
     rows = {}
-    for c in claims.CLAIMS.values():
+    for c in studies.every_claim().values():
         margin = words.factor(c.margin) if c.unit == "factor" else f"{100 * c.margin:g} {c.unit}"
         kind = "non-inferiority" if c.non_inferiority else "difference"
         rows[c.id] = {"primary": "; and ".join(c.primary), "test": kind, "margin": margin}
@@ -126,13 +126,6 @@ def choices() -> pd.DataFrame:
 PARTS = {"settings": settings, "primaries": primaries, "gates": gates, "choices": choices}
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A table in Markdown, its index first."""
-    flat = frame.reset_index().astype(str)
-    lines = [list(flat.columns), ["---"] * flat.shape[1], *flat.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 # --- the file -------------------------------------------------------------------------------------------
 
 
@@ -147,7 +140,7 @@ def written(text: str) -> str:
     Raises:
         ValueError: `text` has lost marks.
     """
-    parts = {what: lambda table=table: markdown(table()) for what, table in PARTS.items()}
+    parts = {what: lambda table=table: readme.markdown(table()) for what, table in PARTS.items()}
     return readme.filled(text, parts, FILE)
 
 

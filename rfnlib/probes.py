@@ -54,8 +54,8 @@ class Probe(Protocol):
     def row(self, bench: Bench, subject: Subject) -> Row:
         """Measure `subject`: JSON data."""
 
-    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> Any:
-        """What `rows` (seeds, epochs) say of the arm."""
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]]) -> Any:
+        """What `rows` (seeds, epochs) say of the arm; what else it takes has a default."""
 
     def passes(self, scale: Scale) -> float:
         """Forward-backward passes of one image that a row costs, about."""
@@ -75,7 +75,7 @@ class Clean:
         model = bench.network(subject)
         return {**bench.accuracies(subject, model), "clean_wrong": _wrong(model, *bench.attacked), "passes": 0}
 
-    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> Any:
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]]) -> Any:
         return [row["accuracy"] for of in rows for row in of]
 
     def passes(self, scale: Scale) -> float:
@@ -155,11 +155,11 @@ class Transfer:
             for e in range(len(at.epochs))
         )
 
-        def values(name: str) -> np.ndarray:
-            return np.array([[row.get(name) for row in of] for of in rows], float)  # None, which is NaN, from outside
-
-        return TransferCurve(arm.name, arm.specs[0], at.epochs, hits, values("accuracy"), values("train_accuracy"),
-                             values("train_loss"), values("epochs_of_passes"), values("l2"))  # fmt: skip
+        names = tuple(t.name for t in targets if t.role == role)
+        columns = ("accuracy", "train_accuracy", "train_loss", "epochs_of_passes", "l2")
+        # None, which is NaN, where a network from outside has no value.
+        values = (np.array([[row.get(name) for row in of] for of in rows], float) for name in columns)
+        return TransferCurve(arm.name, arm.specs[0], at.epochs, names, hits, *values)
 
     def passes(self, scale: Scale) -> float:
         return self.attack.passes * (scale.test_images + scale.validation_images)
@@ -196,7 +196,7 @@ class Sharpness:
 
     def row(self, bench: Bench, subject: Subject) -> Row:
         model = bench.network(subject)
-        row = dict(bench.accuracies(subject, model))
+        row: Row = dict(bench.accuracies(subject, model))
         model.requires_grad_(True)
         batches = bench.training_batches(self.images)
         with torch.no_grad():
@@ -227,7 +227,7 @@ class Sharpness:
 
     measures: ClassVar[tuple[str, ...]] = ("top", "trace", "matched", "worst_case", "relative", "input_gradient")
 
-    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> SharpnessCurve:
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]]) -> SharpnessCurve:
         # None stands for a value that is not defined there; as a float it is NaN.
         errors = [f"{m}_error" for m in self.measures]
         names = (*self.measures, *errors, "loss", "accuracy", "train_accuracy", "train_loss")
@@ -274,7 +274,7 @@ class Robustness:
         packed = {name: records.pack(c.cpu().numpy()) for name, c in correct.items()}
         return {**bench.accuracies(subject, model), "correct": packed, "passes": self.passes(bench.scale)}
 
-    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]], **how: Any) -> RobustnessCurve:
+    def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]]) -> RobustnessCurve:
         def unpacked(name: str) -> np.ndarray:
             return np.array([[records.unpack(row["correct"][name], (self.images,)) for row in of] for of in rows])
 

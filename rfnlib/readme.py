@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from rfnlib import addresses, claims, paths, scales, studies, words
-from rfnlib.lab import Lab, MissingRecord
+import pandas as pd
+
+from rfnlib import addresses, paths, scales, studies, words
+from rfnlib.lab import Lab
 from rfnlib.scale import Scale
 from rfnlib.studies import pilots
 
@@ -20,35 +22,39 @@ def judging() -> list[Scale]:
 
 def claims_table() -> str:
     """The claims as a Markdown table: the paper's number, and at each scale what was found and the verdict."""
-    lines = ["| | claim | notebook | paper | found | verdict |", "|---|---|---|---|---|---|"]
-    labs = {scale.name: Lab(scale, "replay") for scale in judging()}
-    verdicts = {name: dict(studies.verdicts(lab)) for name, lab in labs.items()}
-    for claim in claims.CLAIMS.values():
-        found = {name: of[claim.id] for name, of in verdicts.items() if claim.id in of}
-        cells = (
-            claim.id,
-            claim.sentence,
-            f"[{claim.notebook[:2]}](notebooks/{claim.notebook}.ipynb)",
-            claim.paper,
-            "<br>".join(f"{name}: {headline}" for name, (_, headline) in found.items()) or "not computed yet",
-            "<br>".join(f"{name}: **{verdict.word}**" for name, (verdict, _) in found.items()) or "–",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    verdicts = {scale.name: studies.verdicts(Lab(scale, "replay")) for scale in judging()}
+    rows = {}
+    for name, claim in studies.every_claim().items():
+        found = {scale: of[name] for scale, of in verdicts.items() if name in of}
+        said = [f"{scale}: {headline}" for scale, (_, headline) in found.items()]
+        word = [f"{scale}: **{verdict.word}**" for scale, (verdict, _) in found.items()]
+        notebook = studies.of(name).NOTEBOOK
+        rows[name] = {
+            "claim": claim.sentence,
+            "notebook": f"[{notebook[:2]}](notebooks/{notebook}.ipynb)",
+            "paper": claim.paper,
+            "found": "<br>".join(said) or "not computed yet",
+            "verdict": "<br>".join(word) or "–",
+        }
+    return markdown(pd.DataFrame(rows).T.rename_axis(""))
 
 
 def gates_table() -> str:
     """What each scale must pass before anything is judged at it, with its figures."""
-    lines = ["| scale | gate | found | passed |", "|---|---|---|---|"]
+    frames = {}
     for scale in judging():
-        try:
-            gates = pilots.gates(Lab(scale, "replay"))
-        except MissingRecord:
-            lines.append(f"| `{scale.name}` | all | its pilots are not recorded yet | – |")
-            continue
-        for gate in gates:
-            lines.append(f"| `{scale.name}` | {gate.name} | {gate.figure} | {'yes' if gate.passed else '**no**'} |")
-    return "\n".join(lines)
+        frame = pilots.gate_table(Lab(scale, "replay"))[["found", "passed"]].replace({"passed": {"no": "**no**"}})
+        if not any(frame["passed"]):
+            frame = pd.DataFrame({"found": "its pilots are not recorded yet", "passed": "–"}, ["all"])
+        frames[f"`{scale.name}`"] = frame
+    return markdown(pd.concat(frames, names=["scale", "gate"]))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown, its index first."""
+    flat = frame.reset_index().astype(str)
+    lines = [list(flat.columns), ["---"] * flat.shape[1], *flat.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 TABLES = {"badges": addresses.badges, "claims": claims_table, "gates": gates_table}

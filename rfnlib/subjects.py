@@ -116,8 +116,8 @@ class Bench:
         """
         if isinstance(subject.spec, Outside):
             images, labels = self.test_images(self.scale.accuracy_images)
-            right = transfer.predict(predictor(model), images) == labels
-            return {"accuracy": round(float(right.float().mean()), 4)}
+            correct = transfer.predict(predictor(model), images) == labels
+            return {"accuracy": round(float(correct.float().mean()), 4)}
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:
             images, labels = self.test_images(self.scale.accuracy_images)

@@ -113,12 +113,14 @@ def factor(log: Estimate | float | None) -> str:
     return f"×{_times(log.value)} {_bounds(log, _times)}"
 
 
-def lower(log: Estimate) -> str:
+def lower(log: Estimate | None) -> str:
     """How far one positive quantity is below another, by the difference of their logarithms, in a sentence.
 
     >>> lower(Estimate(0.6931, 0.6931, 0.2, 1e6, 5)), lower(Estimate(-0.1, -0.1, 0.2, 1e6, 5))
     ('lower by the factor 2.00 (1.35 to 2.96)', 'higher by the factor 1.11 (0.75 to 1.64)')
     """
+    if log is None:
+        return MISSING
     way, sign = ("lower", 1) if log.value >= 0 else ("higher", -1)
     low, high = sorted((sign * log.low, sign * log.high))
     bounds = f"({_times(low)} to {_times(high)})" if isfinite(high - low) else ONE_SEED
@@ -228,7 +230,8 @@ def schedule(s: Schedule) -> str:
     >>> schedule(Step(0.1)), schedule(Step(0.1, (50, 75))), schedule(Cosine(0.1)), schedule(Cyclic(0.1, 25))
     ('0.1 throughout', '0.1, times 0.1 at epochs 50 and 75', '0.1 to 0 by half a cosine', 'half a cosine from 0.1 to 0 every 25 epochs')
     """  # noqa: E501
-    warm = f", after {s.warmup:g} epochs of warm-up" if getattr(s, "warmup", 0) else ""
+    warmup = getattr(s, "warmup", 0)
+    warm = f", after {warmup:g} epochs of warm-up" if warmup else ""
     if isinstance(s, Step):
         at = (
             f"epoch{'s' if len(s.milestones) > 1 else ''} {listed([f'{m:g}' for m in s.milestones])}"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rfnlib import data, keys, models, paths, snapshots
 from rfnlib.checks import require
+from rfnlib.outside import Outside
 from rfnlib.specs import TrainSpec, parse
 
 Weights = dict[str, Tensor]
@@ -34,7 +35,7 @@ def _half(value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value
 
 
-def path_of(folder: Path, spec: TrainSpec, iteration: int | None = None, name: str = "") -> Path:
+def path_of(folder: Path, spec: TrainSpec | Outside, iteration: int | None = None, name: str = "") -> Path:
     """The file of `spec`'s network after `iteration` steps (None: the last) in `folder`, there or not.
 
     Args:

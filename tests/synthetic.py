@@ -46,7 +46,8 @@ def curve(
         hits.append(Hits(np.array(wrong).transpose(0, 2, 1), np.zeros((images, targets), bool), np.zeros(shape, bool)))
     table = np.array([[accuracy(e) for e in epochs] for _ in specs])
     passes = np.array([epochs for _ in specs])
-    return TransferCurve(arm.name, specs[0], epochs, tuple(hits), table, np.full(table.shape, training),
+    names = tuple(f"target {t + 1}" for t in range(targets))
+    return TransferCurve(arm.name, specs[0], epochs, names, tuple(hits), table, np.full(table.shape, training),
                          np.full(table.shape, 0.1), passes, np.full(table.shape, 1.0))  # fmt: skip
 
 
@@ -64,6 +65,8 @@ def robustness(arm: Arm, at: At, rate: Callable[[str, float], float]) -> Robustn
 @dataclass
 class FakeLab:
     """As a `Lab` in replay, with all recorded but the arms in `missing`, those of pilot seeds being called "pilot …".
+
+    "sharpness of SGD" in it is that question alone.
 
     λ₁ and the like are 100 and some, the same at every epoch. `roles` are those that were read.
     """
@@ -85,21 +88,24 @@ class FakeLab:
     def few(self) -> list[int]:
         return self.seeds[: self.scale.few]
 
-    def complete(self, arm: Arm) -> bool:
+    def complete(self, arm: Arm, at: At) -> bool:
         pilot = arm.specs[0].seed in self.scale.pilots
-        return f"{'pilot ' * pilot}{arm.name}" not in self.missing
+        name = f"{'pilot ' * pilot}{arm.name}"
+        return not {name, f"{at.probe.kind} of {name}"} & {*self.missing}
 
-    def shown(self, arms, needed=()):
-        arms = list(arms.values() if hasattr(arms, "values") else arms)
-        found = {arm.name: arm for arm in arms if self.complete(arm)}
+    def shown(self, arms, needed=(), probe=None):
+        found = {key: arm for key, arm in arms.items() if self.complete(arm, arm.question(probe))}
         if set(needed) - found.keys():
             raise MissingRecord(f"{set(needed) - found.keys()} is missing")
         return found
 
+    def curves(self, arms, probe=None, needed=()):
+        return {key: self.read(arm, probe) for key, arm in self.shown(arms, needed, probe).items()}
+
     def read(self, arm: Arm, probe=None, role: str = "test"):
-        if not self.complete(arm):
+        at = arm.question(probe)
+        if not self.complete(arm, at):
             raise MissingRecord(f"{arm.name} is missing")
-        at = next(at for at in arm.asked if probe is None or at.probe == probe)
         if isinstance(at.probe, Robustness):
             of = {"none": self.accuracy}
             return robustness(arm, at, lambda attack, e: of.get(attack, self.robust)(arm.name, e))

@@ -226,7 +226,7 @@ def test_a_scale(lab, monkeypatch):
 
 # --- a study --------------------------------------------------------------------------------------------
 
-WIDER = claims.Claim("W1", "Training longer makes surrogates sure of themselves", "", "06_mine", ("end − begin",), 0.02)
+WIDER = claims.Claim("W1", "Training longer makes surrogates sure of themselves", ("end − begin",), 0.02)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Sure:
 def sure() -> ModuleType:
     """A study, as its module would be."""
     study = ModuleType("sure")
-    study.NOTEBOOK, study.CLAIMS = "06_mine", ("W1",)
+    study.NOTEBOOK, study.CLAIMS = "06_mine", claims.by_id(WIDER)
 
     def arms(lab: Lab) -> dict[str, Arm]:
         runs = [lab.scale.surrogate(Step(0.05), seed) for seed in lab.seeds]
@@ -255,8 +255,8 @@ def sure() -> ModuleType:
         yield from by_seed(arms(lab).values())
 
     def measure(lab: Lab) -> Sure:
-        (arm,) = lab.shown(arms(lab), needed=["SGD"]).values()
-        return Sure([end - begin for begin, end in lab.read(arm)])
+        (curve,) = lab.curves(arms(lab), needed=["SGD"]).values()
+        return Sure([end - begin for begin, end in curve])
 
     study.arms, study.plan, study.measure = arms, plan, measure
     return study
@@ -281,13 +281,13 @@ from dataclasses import replace
 from rfnlib import minimizers, scales, studies
 from rfnlib.measurements import At, Measurement
 from rfnlib.specs import Minimizer
-from test_extending import SMALL, Extrapolated
+from test_extending import SMALL, WIDER, Extrapolated
 from types import ModuleType
 
 minimizers.register("Extrapolated", Extrapolated)
 SCALE = scales.SCALES["mine"] = replace(SMALL, name="mine", robustness=replace(SMALL.robustness, images=10))
 study = ModuleType("study")
-study.CLAIMS = ("W1",)
+study.CLAIMS = {"W1": WIDER}
 m = Measurement(SCALE.flat(Minimizer("Extrapolated", 0.1), 0), At(SCALE.robustness, (1.0,)))
 study.plan = lambda lab: iter([m])
 studies.STUDIES[:] = [study]

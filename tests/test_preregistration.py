@@ -6,7 +6,7 @@ import pytest
 
 from rfnlib import paths, preregistration, scales, transfer
 from rfnlib.attacks import MI
-from rfnlib.studies import pilots, state_of_the_art
+from rfnlib.studies import pilots, rfn_gains, state_of_the_art
 
 TEXT = (paths.root() / preregistration.FILE).read_text()
 
@@ -47,10 +47,10 @@ def test_any_change_of_a_judged_scale_is_seen(monkeypatch, change):
 
 
 def test_a_change_of_a_margin_or_a_primary_difference_is_seen(monkeypatch):
-    before, c4 = preregistration.fingerprint(), preregistration.claims.CLAIMS["C4"]
-    monkeypatch.setitem(preregistration.claims.CLAIMS, "C4", replace(c4, margin=2 * c4.margin))
+    before, c4 = preregistration.fingerprint(), rfn_gains.CLAIMS["C4"]
+    monkeypatch.setitem(rfn_gains.CLAIMS, "C4", replace(c4, margin=2 * c4.margin))
     assert preregistration.fingerprint() != before
-    monkeypatch.setitem(preregistration.claims.CLAIMS, "C4", replace(c4, primary=("another difference",)))
+    monkeypatch.setitem(rfn_gains.CLAIMS, "C4", replace(c4, primary=("another difference",)))
     assert preregistration.fingerprint() != before
 
 

@@ -19,20 +19,24 @@ def estimate(value: float, error: float = 0.005) -> Estimate:
     return Estimate(value, value, error, 20.0, seeds=5, images=500, targets=3)
 
 
+def judge(claim: str, *primary, **options) -> claims.Verdict:
+    return claims.judge(studies.every_claim()[claim], *primary, **options)
+
+
 @pytest.fixture
 def found():
     """C1 supported, C4 without effect, C5 not testable; the others are not computed."""
     judged = [
-        claims.judge("C1", estimate(0.06)),
-        claims.judge("C4", estimate(0.0)),
-        claims.judge("C5", estimate(0.1), gates=[claims.Gate("fit", False, "too low")]),
+        judge("C1", estimate(0.06)),
+        judge("C4", estimate(0.0)),
+        judge("C5", estimate(0.1), gates=[claims.Gate("fit", False, "too low")]),
     ]
-    return {v.claim.id: (v, f"what {v.claim.id} found") for v in claims.holm(judged)}
+    return {v.claim.id: (v, f"what {v.claim.id} found") for v in claims.holm(judged, 8)}
 
 
 def test_every_claim_has_a_row_and_what_is_not_computed_says_so(found):
     table = studies.verdict_table(found)
-    assert list(table.index) == list(claims.CLAIMS)
+    assert list(table.index) == list(studies.every_claim())
     assert list(table["verdict"][["C1", "C4", "C5", "C2"]]) == ["supported", "no effect", "not testable", ""]
     assert table["what was found"]["C1"] == "what C1 found"
     assert table["what was found"]["C2"] == "not computed yet"
@@ -42,7 +46,7 @@ def test_every_claim_has_a_row_and_what_is_not_computed_says_so(found):
 def test_the_summary_names_each_claim_once_and_what_it_rests_on(found):
     said = studies.summary(FakeLab(SCALE, peaked), found)
     first = said.split(".")[0]
-    assert all(first.count(claim) == 1 for claim in claims.CLAIMS)
+    assert all(first.count(claim) == 1 for claim in studies.every_claim())
     assert "C1 supported; C4 no effect; C5 not testable" in first
     assert "at least 5 seeds, 3 targets and 500 images" in said
     assert "supported or contradicted: C1." in said
@@ -71,6 +75,6 @@ def test_tables_are_shown_whole(monkeypatch):
     monkeypatch.setattr(style, "display", lambda data, raw: shown.append(data))
     style.table(studies.verdict_table({}))
     assert "..." not in shown[0]["text/html"] and "not computed yet" in shown[0]["text/plain"]
-    assert claims.CLAIMS["C6"].sentence in shown[0]["text/html"]
+    assert studies.every_claim()["C6"].sentence in shown[0]["text/html"]
     style.table(studies.verdict_table({}).iloc[:0])
     assert shown[1] == {"text/plain": "not recorded yet"}

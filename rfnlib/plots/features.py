@@ -41,7 +41,7 @@ def early_stopping(study: EarlyStopping, names: Sequence[str], margin: float) ->
             axis.locator_params("x", integer=True)
             axis.tick_params(labelleft=column == 0)
         figure.axes[0].set_ylabel("success rate, %")
-        first.set_ylim(bottom=0)
+        figure.axes[0].set_ylim(bottom=0)
         below = figure.add_subplot(grid[1, :])
         below.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
         below.axvline(0, color="0.5", linewidth=0.8)
@@ -66,14 +66,15 @@ def details(study: EarlyStopping, attack: str) -> Figure:
             for axis, against in zip(axes[1:], ("none", attack), strict=True):
                 rates = [interval(run.at(e, against)) for e in run.epochs]
                 style.curve(axis, run.epochs, rates, *SETS[name], label=f"{name} ({words.count(run.seeds, 'seed')})")
-        style.decays(axes[1], study.curves["D"].spec.schedule.milestones)
-        style.decays(axes[2], study.curves["D"].spec.schedule.milestones)
+        style.decays(axes[1], study.curves["D"].milestones)
+        style.decays(axes[2], study.curves["D"].milestones)
         for axis, label in zip(axes, labels, strict=True):
             axis.set_ylabel(label)
             axis.set_ylim(bottom=0)
         axes[-1].set_xlabel("epoch")
         axes[-1].locator_params("x", integer=True)
-        figure.legend(*axes[1].get_legend_handles_labels(), ncols=len(study.robustness), loc="outside upper center")
+        labels = axes[1].get_legend_handles_labels()
+        figure.legend(*labels, ncols=max(1, len(study.robustness)), loc="outside upper center")
     return figure
 
 
@@ -81,23 +82,23 @@ def _success(axis: Axes, study: EarlyStopping, name: str) -> None:
     run, stop = study.curves[name], study.stops[name]
     style.curve(axis, run.epochs, [interval(run.at(e)) for e in run.epochs], *SETS[name])
     axis.plot(stop, 100 * run.at(stop).value, "*", color="black", markersize=9, zorder=5)
-    style.decays(axis, run.spec.schedule.milestones)
+    style.decays(axis, run.milestones)
 
 
 def other_eps(study: EarlyStopping) -> Figure:
     """Success by epoch under several ε, a panel a training set, first seed; bands are 95 % intervals over images."""
     with style.styled():
-        names = list(next(iter(study.other_eps.values()), {}))
+        names = list(dict.fromkeys(name for _, name in study.other_eps))
         figure, axes = plt.subplots(
             1, max(len(names), 1), figsize=(style.WIDTH, 2.6), sharey=True, squeeze=False, sharex=True
         )
         lines = ("-", "--", "-.", ":")
         for axis, name in zip(axes[0], names, strict=False):
-            for (eps, found), line in zip(sorted(study.other_eps.items()), lines, strict=False):
-                run, label = found[name], f"ε = {words.length(eps)}"
+            for (eps, _), line in zip(sorted(key for key in study.other_eps if key[1] == name), lines, strict=False):
+                run, label = study.other_eps[eps, name], f"ε = {words.length(eps)}"
                 rates = [interval(run.at(e)) for e in run.epochs]
                 style.curve(axis, run.epochs, rates, *SETS[name], linestyle=line, label=label)
-            style.decays(axis, run.spec.schedule.milestones)
+            style.decays(axis, run.milestones)
             axis.set_title(f"trained on {name}")
             axis.set_xlabel("epoch")
             axis.locator_params("x", integer=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -73,7 +72,7 @@ def schedules(found: Peak) -> Figure:
             colour, marker = style.kind(name)
             style.curve(axis, *along(curve), colour, marker)
             learning_rate(below, curve, colour)
-            style.decays(axis, milestones(curve))
+            style.decays(axis, curve.milestones)
             axis.set_title(name)
             axis.set_ylim(0, min(100, 105 * highest))
             below.set_xlim(0, curve.end)
@@ -113,14 +112,11 @@ def along(curve: TransferCurve, start: float = 0.0) -> tuple[list[float], list[E
     return epochs, [interval(curve.at(e)) for e in epochs]
 
 
-def milestones(curve: TransferCurve) -> Sequence[float]:
-    """The epochs at which the learning rate of `curve` decays in steps."""
-    return getattr(curve.spec.schedule, "milestones", ())
-
-
 def learning_rate(axis: Axes, curve: TransferCurve, colour: object, start: float = 0.0) -> None:
     """The learning rate of `curve` from `start` on, logarithmic over three decades below the highest."""
     epochs, schedule = curve.spec.epochs, curve.spec.schedule
+    if schedule is None:  # of a network from outside
+        return
     before = max(start - 1e-3, 0)  # so that the decay itself is drawn
     times = np.r_[before, np.linspace(start, epochs, 600, endpoint=False)]
     axis.plot(times, [schedule.at(t, epochs) for t in times], color=colour)

@@ -36,7 +36,7 @@ def by_target(gains: Gains, margin: float) -> Figure:
             found = [interval(gains.gain(name)), *gains.by_target(name).values()]
             for y, at in enumerate(found):
                 style.whisker(axis, at, y + shift, colour, marker)
-            rho = gains.curves[name].spec.minimizer.rho
+            rho = getattr(gains.curves[name].spec.minimizer, "rho", 0.0)
             axis.plot([], [], marker, color=colour, label=f"{name}, ρ = {rho:g}")
         axis.axhline(0.5, color="0.8", linewidth=0.6)
         axis.set_yticks(range(len(rows)), rows)

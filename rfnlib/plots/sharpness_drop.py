@@ -30,26 +30,26 @@ def drop(found: Drop) -> Figure:
     """
     with style.styled():
         figure, axes = plt.subplots(3, 1, figsize=(style.WIDTH, 5.6), sharex=True)
-        singles = dict(zip(map(decaying, found.decays), style.shades(len(found.decays)), strict=True))
+        starts = {decaying(d): float(d) for d in found.decays}
+        singles = dict(zip(starts, style.shades(len(starts)), strict=True))
         colours = {CONSTANT: style.GREY, found.standard: "black", **singles}
+        colours = {name: colour for name, colour in colours.items() if name in found.sharpness}
         for name, colour in colours.items():
-            start, stop = 0.0, np.inf
-            if name in singles:
-                (start,) = found.sharpness[name].spec.schedule.milestones
-                stop = found.sharpness[name].end
+            start = starts.get(name, 0.0)
+            stop = found.sharpness[name].end if name in starts else np.inf
             marker = style.kind(name)[1]
             success(axes[0], found, name, colour, marker, start, stop)
             measured(axes[1], found, name, "top", colour, marker)
             training_loss(axes[2], found, name, colour, marker, start, stop)
         for axis, label in zip(axes, ("success rate, %", MEASURES["top"], "training loss"), strict=True):
-            style.decays(axis, {*found.decays, *found.sharpness[found.standard].spec.schedule.milestones})
+            style.decays(axis, {*found.decays, *found.milestones})
             axis.set_ylabel(label)
         axes[0].set_ylim(bottom=0)
         for axis in axes[1:]:
             style.logarithmic(axis)
         figure.legend(*axes[0].get_legend_handles_labels(), ncols=len(colours), loc="outside upper center")
         axes[-1].set_xlabel("epoch")
-        axes[-1].set_xlim(0, found.success[CONSTANT].end)
+        axes[-1].set_xlim(0, found.sharpness[CONSTANT].end)
     return figure
 
 
@@ -59,25 +59,27 @@ def details(found: Drop) -> Figure:
     Left, the standard schedule and a rate that stays; right, SGD, SAM and RFN under the standard schedule, those that
     are measured. Bands are 95 % intervals, for success over images and seeds, for the others over seeds.
     """
-    flat = {name: style.kind(name) for name in ("SAM", "RFN") if name in found.sharpness}
     groups = {
-        "learning rate": {CONSTANT: style.kind(CONSTANT), found.standard: style.kind(found.standard)},
-        "minimizer": {found.standard: style.kind("SGD"), **flat},
+        "learning rate": {name: style.kind(name) for name in (CONSTANT, found.standard)},
+        "minimizer": {found.standard: style.kind("SGD"), **{name: style.kind(name) for name in ("SAM", "RFN")}},
     }
     labels = ["success rate, %", *(MEASURES[m] for m in DETAILS), "training loss"]
     with style.styled():
         figure, axes = plt.subplots(len(labels), 2, figsize=(style.WIDTH, 1.6 * len(labels)), sharex=True, sharey="row")
         for column, (title, members) in enumerate(groups.items()):
             for name, (colour, marker) in members.items():
+                if name not in found.sharpness:
+                    continue
                 label = "SGD" if title == "minimizer" and name == found.standard else name
                 success(axes[0, column], found, name, colour, marker, label=label)
                 for row, measure in enumerate(DETAILS, 1):
                     measured(axes[row, column], found, name, measure, colour, marker)
                 training_loss(axes[-1, column], found, name, colour, marker)
             for axis in axes[:, column]:
-                style.decays(axis, found.sharpness[found.standard].spec.schedule.milestones)
+                style.decays(axis, found.milestones)
             axes[0, column].set_title(f"by {title}")
-            axes[0, column].legend(loc="lower right")
+            if found.sharpness.keys() & members.keys():
+                axes[0, column].legend(loc="lower right")
             axes[-1, column].set_xlabel("epoch")
         for axis, label in zip(axes[:, 0], labels, strict=True):
             axis.set_ylabel(label)
@@ -97,7 +99,10 @@ def success(
     stop: float = np.inf,
     label: str | None = None,
 ) -> None:
-    """Success of a run from `start` to `stop`, in per cent."""
+    """Success of a run from `start` to `stop`, in per cent, if it is measured."""
+    if name not in found.success:
+        axis.plot([], [], marker=marker, color=colour, label=label or name)
+        return
     epochs, rates = along(found.success[name], start)
     kept = [i for i, e in enumerate(epochs) if e <= stop + 0.02]
     style.curve(axis, [epochs[i] for i in kept], [rates[i] for i in kept], colour, marker, label=label or name)
@@ -114,7 +119,8 @@ def training_loss(
     axis: Axes, found: Drop, name: str, colour: Any, marker: str, start: float = 0.0, stop: float = np.inf
 ) -> None:
     """The mean cross-entropy on the training images, un-augmented, along a run from `start` to `stop`."""
-    run = found.success[name]
+    if (run := found.success.get(name)) is None:
+        return
     kept = [i for i, e in enumerate(run.epochs) if start - 0.02 <= e <= stop + 0.02]
     logs = [over_seeds(np.log(run.loss[:, i])) for i in kept]
     _geometric(axis, [run.epochs[i] for i in kept], logs, colour, marker)

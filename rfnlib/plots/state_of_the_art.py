@@ -53,7 +53,7 @@ def rivals(found: Rivalry, margin: float) -> Figure:
 
 
 def details(found: Rivalry, attack: str) -> Figure:
-    """Success on robust targets, robust accuracy under `attack`, and λ₁, each with its 95 % interval.
+    """Success on robust targets, robust accuracy under `attack`, and λ₁, where measured, with 95 % intervals.
 
     That of λ₁, a geometric mean, is over seeds, and is not drawn where there is one.
     """
@@ -63,13 +63,15 @@ def details(found: Rivalry, attack: str) -> Figure:
         axes[2].set_xscale("log")
         for y, name in enumerate(names):
             colour, marker = _kind(name)
-            robust, correct, sharp = (of[name] for of in (found.robust, found.robustness, found.sharpness))
-            style.whisker(axes[0], interval(robust.at(robust.end)), y, colour, marker)
-            style.whisker(axes[1], interval(correct.at(correct.end, attack)), y, colour, marker)
-            log = over_seeds(np.log(sharp.at(sharp.end)))
-            axes[2].plot(np.exp(log.value), y, marker, color=colour, markersize=5)
-            if log.seeds > 1:
-                axes[2].plot(np.exp([log.low, log.high]), [y, y], color=colour, linewidth=1.2)
+            if name in found.robust:
+                style.whisker(axes[0], interval(found.robust[name].at()), y, colour, marker)
+            if name in found.robustness:
+                style.whisker(axes[1], interval(found.robustness[name].at(attack=attack)), y, colour, marker)
+            if name in found.sharpness:
+                log = over_seeds(np.log(found.sharpness[name].at()))
+                axes[2].plot(np.exp(log.value), y, marker, color=colour, markersize=5)
+                if log.seeds > 1:
+                    axes[2].plot(np.exp([log.low, log.high]), [y, y], color=colour, linewidth=1.2)
         titles = ("success on robust targets, %", f"robust accuracy ({attack}), %", "λ₁")
         for axis, title in zip(axes, titles, strict=True):
             axis.set_xlabel(title)
@@ -85,23 +87,25 @@ def techniques(found: Grid, margin: float) -> Figure:
     """The headline of C8: success of each technique on SGD and on RFN, and what it gives over the better of the parts.
 
     Bars are 95 % intervals over images and seeds. Lines, left: the plain attack on SGD (dashed) and on RFN (dotted).
-    Within the grey band (± `margin`, in [0, 1]) a difference is none.
+    Within the grey band (± `margin`, in [0, 1]) a difference is none. The mean is that of all planned techniques.
     """
     with style.styled():
-        names, better = found.techniques, found.over_better()
+        names, better = found.techniques, list(found.over_better().values())
+        mean = [found.added()] if names == list(found.planned) else []
         figure, (axis, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 0.42 * (len(names) + 1) + 0.9), sharey=True)
         for surrogate, shift, line in (("SGD", -0.15, "--"), ("RFN", 0.15, ":")):
             colour, marker = style.KINDS[surrogate]
             for y, technique in enumerate(names, 1):
                 style.whisker(axis, interval(found.rate(surrogate, technique)), y + shift, colour, marker)
-            alone = 100 * found.rate(surrogate, "none").value
-            axis.axvline(alone, color=colour, linestyle=line, linewidth=1, zorder=0)
+            if names:
+                alone = 100 * found.rate(surrogate, "none").value
+                axis.axvline(alone, color=colour, linestyle=line, linewidth=1, zorder=0)
             axis.plot([], [], color=colour, marker=marker, linestyle=line, label=f"on {surrogate} (line: plain attack)")
         axis.set_xlim(left=0)
         axis.set_xlabel("success rate, %")
         right.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
         right.axvline(0, color="0.5", linewidth=0.8)
-        for y, difference in enumerate([found.added(), *better.values()]):
+        for y, difference in enumerate([*mean, *better], 1 - len(mean)):
             style.whisker(right, interval(difference), y, *style.KINDS["RFN"])
         right.axhline(0.5, color="0.8", linewidth=0.6)
         right.set_xlabel("on RFN less the better of: on SGD, RFN alone; points")
@@ -114,11 +118,10 @@ def on_top(found: Grid) -> Figure:
     """What each technique adds to the plain attack, a panel a surrogate, with 95 % intervals over images and seeds."""
     with style.styled():
         added = found.on_top()
-        names = found.techniques
-        figure, axes = plt.subplots(
-            1, len(added), figsize=(style.WIDTH, 0.3 * len(names) + 1.1), sharey=True, sharex=True, squeeze=False
-        )
-        for axis, (surrogate, gains) in zip(axes[0], added.items(), strict=True):
+        names = [t for t in found.planned if any(t in gains for gains in added.values())]
+        size, panels = (style.WIDTH, 0.3 * len(names) + 1.1), max(1, len(added))
+        figure, axes = plt.subplots(1, panels, figsize=size, sharey=True, sharex=True, squeeze=False)
+        for axis, (surrogate, gains) in zip(axes[0], added.items(), strict=False):
             colour, marker = _kind(surrogate)
             axis.axvline(0, color="0.5", linewidth=0.8)
             for technique, gain in gains.items():

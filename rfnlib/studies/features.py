@@ -12,20 +12,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from rfnlib import claims, words
+from rfnlib.claims import Claim, Gate
 from rfnlib.curves import RobustnessCurve, TransferCurve
 from rfnlib.intervals import Influence, interval
 from rfnlib.lab import Lab
-from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.scale import Scale
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.studies import pilots
 
 NOTEBOOK = "01_non_robust_features"
-CLAIMS = ("C1",)
+CLAIMS = claims.by_id(
+    Claim(
+        "C1",
+        "Early stopping helps surrogates trained on robust and on non-robust features alike",
+        ("stopped early − at the end, trained on non-robust features",),
+        margin=0.02,
+        answer="early stopping {helps|hurts|makes no difference} on non-robust features",
+        follows=(
+            "What makes an early-stopped surrogate better is not which features it has had time to learn; the next "
+            "notebooks look at the learning rate and at flatness.",
+            "The older explanation, that later epochs learn what does not transfer, stands at this scale.",
+            "The older explanation, that later epochs learn what does not transfer, is compatible with this: where "
+            "there are only non-robust features, stopping early gains nothing.",
+        ),
+    )
+)
 
 MAIN = ("D", "D_R", "D_NR")
 CONTROLS = ("D_rand", "D_det")
@@ -37,24 +52,6 @@ PUBLISHED = {
     "D_NR": (0.88, 0.0),
     "D_rand, radius 0.5": (0.63, 0.0),
     "D_det, radius 0.5": (0.44, 0.0),
-}
-
-ANSWERS = {
-    "supported": "Early stopping helps on non-robust features too, so that learning them late cannot be why it helps",
-    "contradicted": "On non-robust features alone early stopping hurts",
-    "no effect": "On non-robust features alone early stopping makes no difference",
-    "inconclusive": "Whether early stopping helps on non-robust features is not decided",
-    "not testable": "Whether early stopping helps on non-robust features cannot be tested at this scale",
-}
-FOLLOWS = {
-    "supported": "What makes an early-stopped surrogate better is not which features it has had time to learn; the "
-    "next notebooks look at the learning rate and at flatness.",
-    "contradicted": "The older explanation, that later epochs learn what does not transfer, stands at this scale.",
-    "no effect": "The older explanation, that later epochs learn what does not transfer, is compatible with this: "
-    "where there are only non-robust features, stopping early gains nothing.",
-    "inconclusive": "Neither explanation is ruled out: the interval holds gains and losses that would matter.",
-    "not testable": "Nothing follows: a gate says that there is nothing to explain at this scale, or that training "
-    "here is not what the claim is about. The differences are printed all the same, as a description.",
 }
 
 
@@ -96,12 +93,14 @@ def _trained(scale: Scale, features: FeatureSet | None, seeds: Sequence[int]) ->
 
 def pilot_arms(lab: Lab) -> dict[str, Arm]:
     """Surrogates on each set, attacked all along, the first pilot seed: when to stop."""
-    scale = lab.scale
-    found = [(name, _trained(scale, features, scale.pilots[:1])) for name, features in sets(scale).items()]
-    return {name: Arm(name, specs, At(scale.transfer, scale.attacked_at(specs[0].schedule))) for name, specs in found}
+    scale, found = lab.scale, {}
+    for name, features in sets(scale).items():
+        specs = _trained(scale, features, scale.pilots[:1])
+        found[name] = Arm(name, specs, At(scale.transfer, scale.attacked_at(specs[0].schedule)))
+    return found
 
 
-def main(lab: Lab) -> dict[str, Arm]:
+def arms(lab: Lab) -> dict[str, Arm]:
     """Surrogates on each set under the standard schedule: transfer all along, robust accuracy on a coarse grid.
 
     D, D_R and D_NR have every seed, the controls the first.
@@ -109,23 +108,26 @@ def main(lab: Lab) -> dict[str, Arm]:
     scale, found = lab.scale, {}
     for name, features in sets(scale).items():
         specs = _trained(scale, features, lab.seeds if name in MAIN else lab.seeds[:1])
-        schedule = specs[0].schedule
-        coarse = At(scale.robustness, scale.sharp_at(schedule, fine=False))
-        found[name] = Arm(name, specs, At(scale.transfer, scale.attacked_at(schedule)), coarse)
+        coarse = At(scale.robustness, scale.sharp_at(specs[0].schedule, fine=False))
+        found[name] = Arm(name, specs, At(scale.transfer, scale.attacked_at(specs[0].schedule)), coarse)
     return found
 
 
-def other_eps(lab: Lab) -> dict[float, list[Arm]]:
+def other_eps(lab: Lab) -> dict[tuple[float, str], Arm]:
     """The first seed of the main arms, attacked on a coarse grid, by ε."""
-    scale, found = lab.scale, {}
-    for eps in sorted({scale.attack.radius, *scale.features.other_eps}):
-        probe = replace(scale.transfer, attack=replace(scale.attack, eps=eps))
-        arms = [main(lab)[name] for name in MAIN]
-        found[eps] = [Arm(a.name, a.specs[:1], At(probe, a.asked[1].epochs)) for a in arms]
-    return found
+    scale, main = lab.scale, arms(lab)
+    return {
+        (eps, name): Arm(
+            name,
+            main[name].specs[:1],
+            At(replace(scale.transfer, attack=replace(scale.attack, eps=eps)), main[name].asked[1].epochs),
+        )
+        for eps in sorted({scale.attack.radius, *scale.features.other_eps})
+        for name in MAIN
+    }
 
 
-def checks(lab: Lab) -> list[Arm]:
+def checks(lab: Lab) -> dict[str, Arm]:
     """Networks trained on each built set at their end, on many images: are the sets what they should be?"""
     scale, at = lab.scale, At(lab.scale.features.check, (lab.scale.end,))
     both = (inverted(scale, robust) for robust in (True, False))
@@ -133,7 +135,7 @@ def checks(lab: Lab) -> list[Arm]:
     for radius in scale.features.radii:
         for name, features in controls(scale, radius).items():
             found.append(Arm(f"{name}, radius {radius:g}", _trained(scale, features, lab.seeds[:1]), at))
-    return found
+    return by_name(*found)
 
 
 def by_steps(lab: Lab) -> dict[tuple[int, str], Arm]:
@@ -147,20 +149,14 @@ def by_steps(lab: Lab) -> dict[tuple[int, str], Arm]:
     return found
 
 
-def arms(lab: Lab) -> dict[str, Arm]:
-    """What claim C1 is judged by, and the controls."""
-    return main(lab)
-
-
 def plan(lab: Lab) -> Iterator[Measurement]:
     """Pilots; the main arms seed by seed; checks of the sets; other ε; other numbers of steps."""
     yield from by_seed(pilot_arms(lab).values())
-    found = main(lab)
+    found = arms(lab)
     yield from by_seed(found[name] for name in MAIN)
-    yield from by_seed(checks(lab))
+    yield from by_seed(checks(lab).values())
     yield from by_seed(found[name] for name in CONTROLS)
-    for of in other_eps(lab).values():
-        yield from by_seed(of)
+    yield from by_seed(other_eps(lab).values())
     yield from by_seed(by_steps(lab).values())
 
 
@@ -169,8 +165,7 @@ def plan(lab: Lab) -> Iterator[Measurement]:
 
 def stopping_epoch(lab: Lab, name: str) -> float:
     """When to stop a surrogate trained on the set `name`: the attacked epoch with the most success on pilots."""
-    seen = lab.read(pilot_arms(lab)[name], role="validation")
-    return max(seen.epochs, key=lambda e: seen.at(e).value)
+    return pilots.validated(lab, pilot_arms(lab)[name]).best
 
 
 def measure(lab: Lab) -> EarlyStopping:
@@ -179,15 +174,12 @@ def measure(lab: Lab) -> EarlyStopping:
     Raises:
         MissingRecord: in replay, a run on D, D_R or D_NR is not recorded.
     """
-    shown, pilot = lab.shown(main(lab), needed=MAIN), lab.shown(pilot_arms(lab), needed=MAIN)
-    shown = {name: arm for name, arm in shown.items() if name in pilot}
-    return EarlyStopping(
-        {name: stopping_epoch(lab, name) for name in shown},
-        {name: lab.read(arm) for name, arm in shown.items()},
-        {name: lab.read(arm, lab.scale.robustness) for name, arm in shown.items()},
-        {eps: {a.name: lab.read(a) for a in of} for eps, of in other_eps(lab).items() if len(lab.shown(of)) == len(of)},
-        tuple(pilots.gates(lab, "C1")),
-    )
+    pilot = lab.shown(pilot_arms(lab), needed=MAIN)
+    found = {name: arm for name, arm in arms(lab).items() if name in pilot}
+    curves = lab.curves(found, needed=MAIN)
+    stops = {name: stopping_epoch(lab, name) for name in curves}
+    robustness = lab.curves({name: found[name] for name in curves}, lab.scale.robustness)
+    return EarlyStopping(stops, curves, robustness, lab.curves(other_eps(lab)), pilots.gates(lab, "C1"))
 
 
 @dataclass(frozen=True)
@@ -197,67 +189,63 @@ class EarlyStopping:
     Attributes:
         stops: when each is stopped early.
         curves: on test images and test targets.
-        robustness: white-box.
-        other_eps: the same as `curves` for the first seed, by ε, on a coarse grid.
+        robustness: white-box, of those of which it is recorded.
+        other_eps: the same as `curves` for the first seed, by ε and set, on a coarse grid.
         training_gates: that the scale must pass.
     """
 
     stops: dict[str, float]
     curves: dict[str, TransferCurve]
     robustness: dict[str, RobustnessCurve]
-    other_eps: dict[float, dict[str, TransferCurve]]
-    training_gates: tuple[claims.Gate, ...]
+    other_eps: dict[tuple[float, str], TransferCurve]
+    training_gates: list[Gate]
 
     def help(self, name: str) -> Influence:
         """h: success where the surrogate is stopped early less that at its end."""
-        run = self.curves[name]
-        return run.at(self.stops[name]) - run.at(run.end)
+        return self.curves[name].at(self.stops[name]) - self.curves[name].at()
 
     @property
-    def gates(self) -> list[claims.Gate]:
+    def gates(self) -> list[Gate]:
         """Those of the scale, and that early stopping helps on the images themselves."""
         return [*self.training_gates, claims.positive("early stopping helps on D", self.help("D"))]
 
     def verdict(self, claim: str = "C1") -> claims.Verdict:
         """The verdict on D_NR, before Holm's correction over all claims."""
-        return claims.judge(claim, self.help("D_NR"), gates=self.gates)
+        return claims.judge(CLAIMS[claim], self.help("D_NR"), gates=self.gates)
 
     def headline(self, claim: str = "C1") -> str:
         """What was found, in one sentence."""
         said = "; ".join(f"{words.points(interval(self.help(name)))} on {name}" for name in ("D_NR", "D_R", "D"))
         return (
-            f"{ANSWERS[self.verdict(claim).word]}: stopped early rather than trained to its end, a surrogate gains "
-            f"{said} (points of success)."
+            f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
+            "(points of success)."
         )
-
-    def follows(self) -> str:
-        """What the verdict means."""
-        return FOLLOWS[self.verdict().word]
 
     def gains(self) -> pd.DataFrame:
         """When each surrogate is stopped, its success there and at the end, and the difference."""
-        rows = {}
-        for name, run in self.curves.items():
-            rows[name] = {
+        rows = {
+            name: {
                 "seeds": str(run.seeds),
                 "stopped at epoch": f"{self.stops[name]:g}",
                 "success there": words.percent(interval(run.at(self.stops[name]))),
-                "success at the end": words.percent(interval(run.at(run.end))),
+                "success at the end": words.percent(interval(run.at())),
                 "gain, points": words.points(interval(self.help(name))),
             }
+            for name, run in self.curves.items()
+        }
         return pd.DataFrame(rows).T.rename_axis("trained on")
 
     def peaks(self) -> pd.DataFrame:
         """Robust accuracy where the surrogate is stopped (or at the nearest epoch measured), at its end and at most."""
         rows = {}
         for name, run in self.robustness.items():
-            robust = [run.at(e, WEAK).value for e in run.epochs]
-            close = min(run.epochs, key=lambda e: abs(e - self.stops[name]))
+            robust = {e: run.at(e, WEAK).value for e in run.epochs}
+            best, close = pilots.most(robust), run.nearest(self.stops[name])
             rows[name] = {
                 "stopped at epoch": f"{self.stops[name]:g}",
                 "robust accuracy there": f"{words.percent(interval(run.at(close, WEAK)))}, epoch {close:g}",
-                "at the end": words.percent(interval(run.at(run.end, WEAK))),
-                "highest": f"{words.percent(max(robust))}, epoch {run.epochs[int(np.argmax(robust))]:g}",
+                "at the end": words.percent(interval(run.at(attack=WEAK))),
+                "highest": f"{words.percent(robust[best])}, epoch {best:g}",
             }
         return pd.DataFrame(rows).T.rename_axis("trained on")
 
@@ -280,14 +268,14 @@ def set_table(lab: Lab) -> pd.DataFrame:
 
 def check_table(lab: Lab) -> pd.DataFrame:
     """What networks trained on each built set should show, and show at the end of their training."""
-    return table_of_checks({arm.name: lab.read(arm) for arm in lab.shown(checks(lab)).values()})
+    return table_of_checks(lab.curves(checks(lab)))
 
 
 def table_of_checks(runs: dict[str, RobustnessCurve]) -> pd.DataFrame:
     """Natural and robust accuracy of `runs`, named as in `PUBLISHED`, and whether they are as they should be."""
     chance, rows = 0.1, {}
     for name, run in runs.items():
-        natural, weak = interval(run.at(run.end)), interval(run.at(run.end, WEAK))
+        natural, weak = interval(run.at()), interval(run.at(attack=WEAK))
         fine = {"D_R": weak.low > chance, "D_NR": weak.high < chance}.get(name, True)
         wanted = {"D_R": "accurate and robust", "D_NR": "accurate, not robust"}.get(name, "above chance")
         rows[name] = {
@@ -303,11 +291,8 @@ def table_of_checks(runs: dict[str, RobustnessCurve]) -> pd.DataFrame:
 
 def step_table(lab: Lab) -> pd.DataFrame:
     """Accuracy and robustness of networks trained on D_R and D_NR, by the steps that the inversion took."""
-    found = by_steps(lab)
-    shown, rows = lab.shown(found.values()), {}
-    for (steps, name), arm in found.items():
-        if arm.name in shown:
-            run = lab.read(arm)
-            for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}")):
-                rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(interval(run.at(run.end, attack)))
+    rows: dict[int, dict[str, str]] = {}
+    for (steps, name), run in lab.curves(by_steps(lab)).items():
+        for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}")):
+            rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(interval(run.at(attack=attack)))
     return pd.DataFrame(rows).T.fillna(words.MISSING).rename_axis("steps of inversion")

@@ -8,23 +8,27 @@ Both are made once, for all judged seeds, before the first of them is trained: s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from rfnlib.claims import Gate
+from rfnlib.claims import Claim, Gate
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.minimizers import method
 from rfnlib.recipes import Collected
 from rfnlib.scale import Arch, Scale
 from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
 
 NOTEBOOK = ""
-CLAIMS = ()
+CLAIMS: dict[str, Claim] = {}
+
+K = TypeVar("K")
 
 # The gates' thresholds; success and accuracies in [0, 1].
 PLATEAU = 0.01  # change of success an epoch, at a constant rate, over a tenth of the run before the first judged decay
@@ -87,7 +91,7 @@ def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
         found.append(Arm("constant", constant, At(scale.transfer, tuple(before))))
     at_end = At(scale.transfer, (late(scale), scale.end))
     found += [Arm(f"ρ = {rho:g}", [sam(scale, rho, s, arch) for s in seeds], at_end) for rho in scale.rhos]
-    return {arm.name: arm for arm in found}
+    return by_name(*found)
 
 
 def rival_arms(lab: Lab) -> dict[str, Arm]:
@@ -97,7 +101,7 @@ def rival_arms(lab: Lab) -> dict[str, Arm]:
     found = [Arm(_sat(a), [slight(scale, a, seed) for seed in seeds], at_end) for a in scale.rivals.slight]
     last, recipe = (float(scale.rivals.epochs),), Collected(per_epoch=scale.rivals.per_epoch)
     found.append(Arm("LGV", [lgv(scale, seed) for seed in seeds], At(scale.transfer, last, recipe)))
-    return {arm.name: arm for arm in found}
+    return by_name(*found)
 
 
 def minimizer_arms(lab: Lab) -> dict[str, Arm]:
@@ -126,8 +130,7 @@ def later(lab: Lab) -> Iterator[Measurement]:
 
 def stopping_epoch(lab: Lab, arch: Arch | None = None) -> float:
     """When to stop SGD early: the attacked epoch with the most success."""
-    seen = _validated(lab, arms(lab, arch)["SGD"])
-    return max(seen.epochs, key=lambda e: seen.at(e).value)
+    return validated(lab, arms(lab, arch)["SGD"]).best
 
 
 def by_rho(lab: Lab, arch: Arch | None = None) -> dict[float, float]:
@@ -139,25 +142,33 @@ def by_rho(lab: Lab, arch: Arch | None = None) -> dict[float, float]:
 def chosen_rho(lab: Lab, arch: Arch | None = None) -> float:
     """RFN's ρ: of the radii above SAM's, the one with the most success at the end of training."""
     success = by_rho(lab, arch)
-    return max(lab.scale.rhos[1:], key=success.get)
+    return most({rho: success[rho] for rho in lab.scale.rhos[1:]})
 
 
 def chosen_slight(lab: Lab) -> Adversary:
     """SAT's adversary: the candidate with the most success at the end of training."""
-    success = _by_adversary(lab)
-    return max(success, key=success.get)
+    return most(_by_adversary(lab))
 
 
 def best_minimizer(lab: Lab) -> str:
     """The minimizer other than SAM with the most success at the end of training, on the first pilot seed."""
-    found = minimizer_arms(lab)
-    return max(found, key=lambda name: _at_end(lab, found[name]))
+    return most({name: _at_end(lab, arm) for name, arm in minimizer_arms(lab).items()})
 
 
 def best_rival(lab: Lab) -> str:
     """The better of `RIVALS`; SAT with its chosen adversary."""
     success = {"LGV": _at_end(lab, rival_arms(lab)["LGV"]), "SAT": max(_by_adversary(lab).values())}
-    return max(RIVALS, key=success.get)
+    return most({name: success[name] for name in RIVALS})
+
+
+def most(success: Mapping[K, float]) -> K:
+    """The candidate with the most success; of equal ones the first."""
+    return max(success, key=lambda candidate: success[candidate])
+
+
+def validated(lab: Lab, arm: Arm) -> TransferCurve:
+    """The curve of `arm` on validation images and targets."""
+    return lab.read(arm, role="validation")
 
 
 def _sat(adversary: Adversary) -> str:
@@ -169,13 +180,8 @@ def _by_adversary(lab: Lab) -> dict[Adversary, float]:
     return {adversary: _at_end(lab, found[_sat(adversary)]) for adversary in lab.scale.rivals.slight}
 
 
-def _validated(lab: Lab, arm: Arm) -> TransferCurve:
-    return lab.read(arm, role="validation")
-
-
 def _at_end(lab: Lab, arm: Arm) -> float:
-    seen = _validated(lab, arm)
-    return seen.at(seen.end).value
+    return validated(lab, arm).at().value
 
 
 # --- gates ----------------------------------------------------------------------------------------------
@@ -186,7 +192,7 @@ def plateau(lab: Lab) -> Gate:
 
     Its slope by least squares over the attacked epochs from there on, and the one before if there is no other.
     """
-    seen = _validated(lab, arms(lab)["constant"])
+    seen = validated(lab, arms(lab)["constant"])
     begin = min(lab.scale.decays) - lab.scale.end / 10
     within = max(2, sum(e >= begin for e in seen.epochs))
     return plateau_of(seen.epochs[-within:], [seen.at(e).value for e in seen.epochs[-within:]])
@@ -204,33 +210,33 @@ def plateau_of(epochs: Sequence[float], success: Sequence[float]) -> Gate:
 
 def fit(lab: Lab) -> Gate:
     """SGD fits its training images, un-augmented, at its end."""
-    seen = _validated(lab, arms(lab)["SGD"])
-    reached = float(seen.training[:, seen.index(seen.end)].mean())
+    reached = validated(lab, arms(lab)["SGD"]).mean("training")
     return Gate("fit", reached >= FIT, f"training accuracy {reached:.1%} (at least {FIT:.0%})")
 
 
 def long_enough(lab: Lab) -> Gate:
     """Natural accuracy of SGD stands still over the last quarter."""
-    return _still("long enough, SGD", {"SGD": settled(lab, _validated(lab, arms(lab)["SGD"]))})
+    return _long_enough("long enough, SGD", {"SGD": validated(lab, arms(lab)["SGD"])})
 
 
 def flat_long_enough(lab: Lab) -> Gate:
     """So does that of SAM at each ρ up to the chosen one."""
     found = arms(lab)
     judged = [f"ρ = {rho:g}" for rho in lab.scale.rhos if rho <= chosen_rho(lab)]
-    return _still("long enough, SAM", {name: settled(lab, _validated(lab, found[name])) for name in judged})
+    return _long_enough("long enough, SAM", {name: validated(lab, found[name]) for name in judged})
 
 
-def settled(lab: Lab, seen: TransferCurve) -> float:
-    """The change of natural accuracy over the last quarter of training, mean over seeds."""
-    return float((seen.accuracy[:, seen.index(seen.end)] - seen.accuracy[:, seen.index(late(lab.scale))]).mean())
+def change(run: TransferCurve) -> float:
+    """Of natural accuracy over the last quarter of training, mean over seeds; less than `STILL` is none."""
+    return float((run.accuracy[:, -1] - run.accuracy[:, run.index(0.75 * run.end)]).mean())
 
 
-def _still(name: str, changes: dict[str, float]) -> Gate:
-    worst = max(changes, key=lambda arm: abs(changes[arm]))
-    at = f"natural accuracy {100 * changes[worst]:+.1f} points over the last quarter"
-    most = "" if len(changes) == 1 else f", most at {worst}"
-    return Gate(name, abs(changes[worst]) < STILL, f"{at}{most} (less than {100 * STILL:g})")
+def _long_enough(name: str, runs: Mapping[str, TransferCurve]) -> Gate:
+    worst = max(runs, key=lambda arm: abs(change(runs[arm])))
+    found = change(runs[worst])
+    at = "" if len(runs) == 1 else f", most at {worst}"
+    figure = f"natural accuracy {100 * found:+.1f} points over the last quarter{at} (less than {100 * STILL:g})"
+    return Gate(name, abs(found) < STILL, figure)
 
 
 def enough(lab: Lab) -> Gate:
@@ -251,7 +257,7 @@ def eps_bracketed(lab: Lab) -> Gate:
 
 def bracketed(name: str, letter: str, success: dict[float, float]) -> Gate:
     """Whether the most successful of a grid's values is inside it."""
-    best, grid = max(success, key=success.get), sorted(success)
+    best, grid = most(success), sorted(success)
     of = ", ".join(f"{x:g}" for x in grid)
     return Gate(name, grid[0] < best < grid[-1], f"most success at {letter} = {best:g} of {of} (not at an edge)")
 
@@ -288,8 +294,7 @@ def excluded(lab: Lab, curves: Mapping[str, TransferCurve]) -> list[str]:
 
     `PREREGISTRATION.md` says what follows for the comparison. Nothing is left out here.
     """
-    pilot = _validated(lab, arms(lab)["SGD"])
-    least = float(pilot.accuracy[:, pilot.index(pilot.end)].mean()) / 2
+    least = validated(lab, arms(lab)["SGD"]).mean("accuracy") / 2
     found = []
     for name, run in curves.items():
         for seed, (loss, accuracy) in enumerate(zip(run.loss[:, -1], run.accuracy[:, -1], strict=True)):
@@ -305,18 +310,18 @@ def gate_table(lab: Lab) -> pd.DataFrame:
     """A row a gate: its figure, whether it is passed, and the claims that ask for it."""
     rows = {}
     for name, gate in EVERY.items():
+        found, passed = "not recorded yet", ""
+        with suppress(MissingRecord):
+            judged = gate(lab)
+            found, passed = judged.figure, "yes" if judged.passed else "no"
         asked = ", ".join(sorted(claim for claim, of in GATES.items() if name in of))
-        try:
-            found = gate(lab)
-            rows[name] = {"found": found.figure, "passed": "yes" if found.passed else "no", "claims": asked}
-        except MissingRecord:
-            rows[name] = {"found": "not recorded yet", "passed": "", "claims": asked}
+        rows[name] = {"found": found, "passed": passed, "claims": asked}
     return pd.DataFrame(rows).T.rename_axis("gate")
 
 
 def choice_table(lab: Lab) -> pd.DataFrame:
     """A row a choice that is made on pilot seeds, as far as it can be made."""
-    choices: dict[str, Callable[[], Any]] = {
+    choices: dict[str, Callable[[], str]] = {
         "epoch at which SGD is stopped early": lambda: f"{stopping_epoch(lab):g} of {lab.scale.epochs}",
         "ρ of RFN": lambda: f"{chosen_rho(lab):g}",
         "ε of SAT (l2)": lambda: f"{chosen_slight(lab).eps:g}",
@@ -324,13 +329,14 @@ def choice_table(lab: Lab) -> pd.DataFrame:
         "the better of LGV and SAT": lambda: best_rival(lab),
     }
     for i, arch in enumerate(lab.scale.surrogates[1:], 2):
-        choices[f"architecture {i}: stopping epoch"] = lambda arch=arch: f"{stopping_epoch(lab, arch):g}"
-        choices[f"architecture {i}: ρ of RFN"] = lambda arch=arch: f"{chosen_rho(lab, arch):g}"
+        choices[f"architecture {i}: stopping epoch"] = partial(_said, stopping_epoch, lab, arch)
+        choices[f"architecture {i}: ρ of RFN"] = partial(_said, chosen_rho, lab, arch)
+    found = dict.fromkeys(choices, "not possible yet")
+    for name, choose in choices.items():
+        with suppress(MissingRecord):
+            found[name] = choose()
+    return pd.DataFrame({"chosen": found}).rename_axis("choice")
 
-    def made(choose: Callable[[], str]) -> str:
-        try:
-            return choose()
-        except MissingRecord:
-            return "not possible yet"
 
-    return pd.DataFrame({"chosen": {name: made(choose) for name, choose in choices.items()}}).rename_axis("choice")
+def _said(choose: Callable[[Lab, Arch], float], lab: Lab, arch: Arch) -> str:
+    return f"{choose(lab, arch):g}"

@@ -9,42 +9,43 @@ loss alone makes the Hessian smaller.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from rfnlib import claims, words
+from rfnlib.claims import Claim, Gate
 from rfnlib.curves import SharpnessCurve, TransferCurve
 from rfnlib.intervals import Estimate, interval, over_seeds
-from rfnlib.lab import Lab
+from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scale import CONSTANT, decaying
 from rfnlib.specs import Step
-from rfnlib.studies import lr_decay, pilots
+from rfnlib.studies import counting, lr_decay, pilots
 
 NOTEBOOK = "03_sharpness_drop"
-CLAIMS = ("C3",)
-
-ANSWERS = {
-    "supported": "The loss is flatter after the decay of the learning rate",
-    "contradicted": "The loss is sharper after the decay of the learning rate",
-    "no effect": "The decay of the learning rate leaves the sharpness of the loss as it is",
-    "inconclusive": "Whether the loss is flatter after the decay of the learning rate is not decided",
-    "not testable": "Whether the loss is flatter after the decay of the learning rate cannot be tested at this scale",
-}
-FOLLOWS = {
-    "supported": "The loss gets flatter at the moment that claim C2 is about. That flatness is why success is high "
-    "there does not follow: notebook 04 trains for flatness directly, and so puts it to the test.",
-    "contradicted": "The loss gets sharper at the moment that claim C2 is about: flatness in this sense does not make "
-    "surrogates transfer there.",
-    "no effect": "What happens to success at the decay happens without a change of λ₁ that would matter: flatness in "
-    "this sense does not explain it.",
-    "inconclusive": "Nothing follows yet about flatness at the decay: the interval holds drops and rises that would "
-    "matter, and more seeds would narrow it.",
-    "not testable": "Nothing follows: a gate says that training at this scale is not what the claim is about. The "
-    "factors are printed all the same, as a description.",
-}
+LATE = ("top", "trace", "matched")  # measures that are followed to the end
+CLAIMS = claims.by_id(
+    Claim(
+        "C3",
+        "At that time the sharpness of the loss drops",
+        ("λ₁ at a constant rate / after the decay",),
+        margin=np.log(1.15),
+        unit="factor",
+        answer="the decay of the learning rate "
+        "{flattens the loss|sharpens the loss|leaves the sharpness of the loss as it is}",
+        follows=(
+            "The loss gets flatter at the moment that claim C2 is about. That flatness is why success is high there "
+            "does not follow: notebook 04 trains for flatness directly, and so puts it to the test.",
+            "The loss gets sharper at the moment that claim C2 is about: flatness in this sense does not make "
+            "surrogates transfer there.",
+            "What happens to success at the decay happens without a change of λ₁ that would matter: flatness in this "
+            "sense does not explain it.",
+        ),
+    )
+)
 
 
 def arms(lab: Lab) -> dict[str, Arm]:
@@ -78,19 +79,19 @@ def plan(lab: Lab) -> Iterator[Measurement]:
 
 
 def measure(lab: Lab) -> Drop:
-    """Sharpness and success along the same runs, at `lab`'s scale.
+    """Sharpness along the runs of claim C2, with success along those that are recorded, at `lab`'s scale.
 
     Raises:
         MissingRecord: in replay, a run that is judged is not recorded.
     """
-    peak = lr_decay.measure(lab)
-    judged = [CONSTANT, *map(decaying, lab.scale.decays)]
-    shown = lab.shown(arms(lab), needed=judged)
-    flat = lab.shown(flat_arms(lab))
-    sharpness = {name: lab.read(arm, lab.scale.sharpness) for name, arm in {**shown, **flat}.items()}
-    success = {**peak.curves, **{name: lab.read(arm, lab.scale.transfer) for name, arm in flat.items()}}
-    standard = decaying(*lab.scale.standard)
-    return Drop(sharpness, success, peak.decays, peak.after, standard, tuple(pilots.gates(lab, "C3")))
+    sharpness = lab.curves(arms(lab), needed=lr_decay.judged(lab))
+    success = lab.curves(lr_decay.arms(lab))
+    with suppress(MissingRecord):  # no claim is judged by these
+        flat = flat_arms(lab)
+        sharpness |= lab.curves(flat)
+        success |= lab.curves(flat, lab.scale.transfer)
+    scale = lab.scale
+    return Drop(sharpness, success, scale.decays, scale.judged_after, scale.standard, pilots.gates(lab, "C3"))
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class Drop:
 
     Attributes:
         sharpness: by run; of SGD by schedule, and of SAM and RFN under the standard one.
-        success: the same of success, for runs and epochs that may be more.
+        success: the same of success, for runs and epochs that may be more, or fewer.
         decays: epochs at which the judged runs decay, once each.
         after: how many epochs after its decay a run is judged.
-        standard: the name of SGD's run under the standard schedule.
+        milestones: epochs at which the standard schedule decays.
         gates: that the scale must pass.
     """
 
@@ -110,8 +111,8 @@ class Drop:
     success: dict[str, TransferCurve]
     decays: tuple[int, ...]
     after: float
-    standard: str
-    gates: tuple[claims.Gate, ...]
+    milestones: tuple[int, ...]
+    gates: list[Gate]
 
     # --- the judgement ---
 
@@ -131,7 +132,7 @@ class Drop:
 
     def verdict(self, claim: str = "C3") -> claims.Verdict:
         """The verdict on λ₁, before Holm's correction over all claims."""
-        return claims.judge(claim, self.drop(), gates=self.gates)
+        return claims.judge(CLAIMS[claim], self.drop(), gates=self.gates)
 
     def headline(self, claim: str = "C3") -> str:
         """What was found, in one sentence."""
@@ -139,27 +140,27 @@ class Drop:
         equal = self.drop("matched")
         beside = f"{words.lower(equal)} when both are scaled to equal loss" if equal else "not defined at equal loss"
         return (
-            f"{ANSWERS[self.verdict(claim).word]}: {words.count(self.after, 'epoch')} after it, λ₁ of the loss is "
+            f"{self.verdict(claim).answer}: {words.count(self.after, 'epoch')} after it, λ₁ of the loss is "
             f"{words.lower(self.drop())} than that of the run that did not decay, and {beside} (means of decays at "
             f"{words.listed(self.decays)}; {flatter} of {len(self.decays)} show a drop)."
         )
 
-    def follows(self) -> str:
-        """What the verdict means."""
-        return FOLLOWS[self.verdict().word]
-
     # --- tables ---
+
+    @property
+    def standard(self) -> str:
+        """The name of SGD's run under the standard schedule."""
+        return decaying(*self.milestones)
 
     def by_measure(self) -> pd.DataFrame:
         """By which factor the decay lowers each measure, mean over the decays."""
-        rows = {}
-        for name, label in words.MEASURES.items():
-            before = np.mean([self.below_before(d, name) for d in self.decays], axis=0)
-            rows[label] = {
-                "below the constant run by": words.factor(self.drop(name)),
-                "below just before by": words.factor(estimated(before)),
-            }
-        return pd.DataFrame(rows).T.rename_axis("measure")
+
+        def below_before(measure: str) -> Estimate | None:
+            return estimated(np.mean([self.below_before(d, measure) for d in self.decays], axis=0))
+
+        differences = {"below the constant run by": self.drop, "below just before by": below_before}
+        ways = {label: {"measure": name} for name, label in words.MEASURES.items()}
+        return counting.table(differences, ways, "measure", words.factor)
 
     def by_decay(self) -> pd.DataFrame:
         """λ₁ after each decay, that of the constant run, their ratio, and the ratio to just before the decay."""
@@ -177,26 +178,27 @@ class Drop:
 
     def late_phase(self) -> pd.DataFrame:
         """Success and sharpness under the standard schedule, from its last decay to the end of the run."""
-        rows, flat, seen = {}, self.sharpness[self.standard], self.success[self.standard]
-        for e in self._late():
-            rows[f"{e:g}"] = {
-                "success": words.percent(interval(seen.at(e))),
-                **{
-                    words.MEASURES[m]: words.level(self.level(self.standard, e, m)) for m in ("top", "trace", "matched")
-                },
-                "training loss": words.number(float(flat.at(e, "train_loss").mean())),
+        rows = {
+            f"{e:g}": {
+                "success": words.percent(interval(self.success[self.standard].at(e))),
+                **{words.MEASURES[m]: words.level(self.level(self.standard, e, m)) for m in LATE},
+                "training loss": words.number(float(self.sharpness[self.standard].at(e, "train_loss").mean())),
             }
+            for e in self._late()
+        }
         return pd.DataFrame(rows).T.rename_axis("epoch")
 
     def late_change(self) -> tuple[Estimate, Estimate]:
         """From a after the last decay to the end: the change of success, and that of log λ₁."""
-        seen, last = self.success[self.standard], max(self.sharpness[self.standard].spec.schedule.milestones)
-        start, end = last + self.after, seen.end
-        sharper = self._log(self.standard, end, "top") - self._log(self.standard, start, "top")
+        last, *_, end = self._late()
+        seen, start = self.success[self.standard], last + self.after
+        sharper = self._log(self.standard, end) - self._log(self.standard, start)
         return interval(seen.at(end) - seen.at(start)), over_seeds(sharper)
 
     def late(self) -> str:
         """The late phase in a sentence: sharpness and success that fall together tell against a simple link."""
+        if not self._late():
+            return f"Success and sharpness under the standard schedule ({self.standard}): {words.MISSING} yet."
         success, sharpness = self.late_change()
         return (
             f"Under the standard schedule, from {words.count(self.after, 'epoch')} after its last decay to its end, "
@@ -214,14 +216,16 @@ class Drop:
         """The mean logarithm of `measure` over seeds; None where it is not defined for all of them."""
         return estimated(self._log(name, epoch, measure))
 
-    def _log(self, name: str, epoch: float, measure: str) -> np.ndarray:
+    def _log(self, name: str, epoch: float, measure: str = "top") -> np.ndarray:
         values = self.sharpness[name].at(epoch, measure)
         return np.log(np.where(values > 0, values, np.nan))  # a trace that is not positive has no logarithm
 
     def _late(self) -> list[float]:
-        flat, attacked = self.sharpness[self.standard], self.success[self.standard].epochs
-        last = max(flat.spec.schedule.milestones)
-        return [e for e in flat.epochs if e >= last and min(abs(e - a) for a in attacked) < 0.02]
+        """Epochs from the last decay of the standard schedule on, at which both are measured."""
+        if self.standard not in self.sharpness.keys() & self.success.keys():
+            return []
+        flat, seen = self.sharpness[self.standard], self.success[self.standard]
+        return [e for e in flat.epochs if e >= max(self.milestones) and abs(seen.nearest(e) - e) < 0.02]
 
 
 def estimated(logs: np.ndarray) -> Estimate | None:

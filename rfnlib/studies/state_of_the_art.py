@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,12 @@ from scipy.stats import rankdata
 
 from rfnlib import claims, words
 from rfnlib.attacks import DI, MI, NI, SI, TI, IterativeAttack
+from rfnlib.claims import Claim
 from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
 from rfnlib.intervals import Influence, average, interval
-from rfnlib.lab import Lab
-from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
+from rfnlib.outside import Outside
 from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
 from rfnlib.scale import Scale
@@ -32,7 +36,34 @@ from rfnlib.studies import features, pilots
 from rfnlib.transforms import Neighbours
 
 NOTEBOOK = "05_state_of_the_art"
-CLAIMS = ("C7", "C8")
+CLAIMS = claims.by_id(
+    Claim(
+        "C7",
+        "RFN rivals the best other ways to train a surrogate",
+        ("RFN − the better of LGV and SAT",),
+        margin=0.05,
+        non_inferiority=True,
+        answer="RFN {keeps up with|falls behind} the better of LGV and SAT",
+        follows=(
+            "A flat surrogate needs neither collected weights nor an adversary to succeed as often, within the margin; "
+            "what it costs stands in the table.",
+            "Who wants success above all takes the better of LGV and SAT: RFN stays behind by more than the margin at "
+            "this scale.",
+        ),
+    ),
+    Claim(
+        "C8",
+        "RFN adds to other transfer techniques",
+        ("RFN + technique − the better of SGD + technique and RFN alone",),
+        margin=0.03,
+        answer="techniques on RFN {give more than|give less than|give as much as} the better of the two alone",
+        follows=(
+            "Combine them: a technique on RFN gives more than either gives alone.",
+            "Choose one: a technique on RFN gives less than the better of the two alone.",
+            "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
+        ),
+    ),
+)
 
 STOPPED = "SGD, stopped early"
 ADDED_TO = (STOPPED, "SGD", "SAM", "RFN", "SAT")  # plain networks, which techniques are added to
@@ -41,119 +72,70 @@ SLOW = ("SAM & IR",)  # six passes a step: the first seed
 WEAK = features.WEAK
 ENDS = ("value", "low", "high")
 
-ANSWERS = {
-    "C7": {
-        "supported": "RFN keeps up with the better of LGV and SAT",
-        "contradicted": "RFN falls behind the better of LGV and SAT",
-        "inconclusive": "Whether RFN keeps up with the better of LGV and SAT is not decided",
-        "not testable": "Whether RFN keeps up with other ways to train a surrogate cannot be tested at this scale",
-    },
-    "C8": {
-        "supported": "Techniques add to RFN more than either gives alone",
-        "contradicted": "Techniques on RFN give less than the better of the two alone",
-        "no effect": "Techniques on RFN give what the better of the two gives alone",
-        "inconclusive": "Whether techniques add to RFN is not decided",
-        "not testable": "Whether techniques add to RFN cannot be tested at this scale",
-    },
-}
+
+# --- arms: surrogates, and techniques on them -------------------------------------------------------------
 
 
-FOLLOWS = {
-    "C7": {
-        "supported": "A flat surrogate needs neither collected weights nor an adversary to succeed as often, within "
-        "the margin; what it costs stands in the table.",
-        "contradicted": "Who wants success above all takes the better of LGV and SAT: RFN stays behind by more than "
-        "the margin at this scale.",
-        "inconclusive": "Neither RFN nor the better of LGV and SAT can be preferred: the interval holds a loss beyond "
-        "the margin, and none.",
-        "not testable": "Nothing follows for the choice among surrogates: a gate says that training at this scale is "
-        "not what the claim is about.",
-    },
-    "C8": {
-        "supported": "Combine them: a technique on RFN gives more than either gives alone.",
-        "contradicted": "Choose one: a technique on RFN gives less than the better of the two alone.",
-        "no effect": "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
-        "inconclusive": "Whether to combine them is open: the interval holds gains and losses that would matter.",
-        "not testable": "Nothing follows for techniques either; the differences are printed as a description.",
-    },
-}
-
-
-# --- surrogates and techniques ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A surrogate as it is compared with others: the networks of `specs`, one a seed, at `epoch`.
-
-    `recipe` makes of a run what is attacked; where that is several networks, `single` makes the one whose sharpness
-    and robust accuracy are measured (None: the last weights).
-    """
-
-    specs: tuple[TrainSpec, ...]
-    epoch: float
-    recipe: Recipe | None = None
-    single: Recipe | None = None
-
-
-def contenders(lab: Lab) -> dict[str, Contender]:
-    """Every surrogate of claim C7, on the first architecture.
+def arms(lab: Lab) -> dict[str, Arm]:
+    """Every surrogate at the epoch where it is used, on standard and on robust targets, and what is looked at beside.
 
     LGV, the More-Bayesian surrogate and alignment go on from SGD's end: LGV at half the first learning rate, constant,
     with its own weight decay; the More-Bayesian surrogate at the same rate, with the gradient's norm penalised;
     alignment at a tenth of the first rate, towards the standard network of claim C1, which is no target. Rates and
     lengths are as in the publications where the scale has room for them.
     """
-    scale, study = lab.scale, lab.scale.rivals
-    rho, adversary = pilots.chosen_rho(lab), pilots.chosen_slight(lab)
+    scale, study, end, last = lab.scale, lab.scale.rivals, lab.scale.end, float(lab.scale.rivals.epochs)
+    rho, adversary, mean = pilots.chosen_rho(lab), pilots.chosen_slight(lab), Averaged(study.per_epoch)
+    sgd = [scale.flat(None, seed) for seed in lab.seeds]
+    sam = [pilots.sam(scale, scale.rhos[0], seed) for seed in lab.seeds]
+    lgv = [pilots.lgv(scale, seed) for seed in lab.seeds]
 
-    def trained(minimizer: Minimizer | None) -> tuple[TrainSpec, ...]:
-        return tuple(scale.flat(minimizer, seed) for seed in lab.seeds)
+    def onwards(rate: float, **how: Any) -> list[TrainSpec]:
+        return [replace(s, schedule=Step(rate), epochs=study.epochs, start=s, **how) for s in sgd]
 
-    def onwards(**how) -> tuple[TrainSpec, ...]:
-        half = Step(scale.lr / 2)
-        return tuple(replace(end, **{"schedule": half, "epochs": study.epochs, "start": end, **how}) for end in sgd)
+    def used(
+        name: str, of: list[TrainSpec], at: float = end, recipe: Recipe | None = None, single: Recipe | None = None
+    ) -> Arm:
+        """A surrogate made of runs by `recipe`; `single` makes the one network that is looked at, if they are many."""
+        attacked = [At(Transfer(scale.attack, against), (at,), recipe) for against in ("standard", "robust")]
+        return Arm(name, of, *attacked, At(scale.sharpness, (at,), single), At(scale.robustness, (at,), single))
 
-    sgd, sam = trained(None), trained(Minimizer("SAM", scale.rhos[0]))
-    last, mean = float(study.epochs), Averaged(study.per_epoch)
-    lgv = tuple(pilots.lgv(scale, seed) for seed in lab.seeds)
-    penalised = tuple(replace(spec, input_penalty=study.penalty) for spec in sam[:1])
-    return {
-        STOPPED: Contender(sgd, pilots.stopping_epoch(lab)),
-        "SGD": Contender(sgd, scale.end),
-        "SAM": Contender(sam, scale.end),
-        "RFN": Contender(trained(Minimizer("SAM", rho)), scale.end),
-        "SAT": Contender(tuple(pilots.slight(scale, adversary, seed) for seed in lab.seeds), scale.end),
-        "LGV": Contender(lgv, last, Collected(study.per_epoch)),
-        "LGV-SWA": Contender(lgv, last, mean, mean),
-        "More Bayesian": Contender(
-            onwards(minimizer=Minimizer("GNP", 0.1)), last, Drawn(study.per_epoch, draws=study.draws)
-        ),
-        "aligned": Contender(onwards(schedule=Step(scale.lr / 10), witness=features.standard_model(scale)), last),
-        "SAM & IR": Contender(penalised, scale.end),
-    }
+    penalised = onwards(scale.lr / 2, minimizer=Minimizer("GNP", 0.1))
+    return by_name(
+        used(STOPPED, sgd, pilots.stopping_epoch(lab)),
+        used("SGD", sgd),
+        used("SAM", sam),
+        used("RFN", [pilots.sam(scale, rho, seed) for seed in lab.seeds]),
+        used("SAT", [pilots.slight(scale, adversary, seed) for seed in lab.seeds]),
+        used("LGV", lgv, last, Collected(study.per_epoch)),
+        used("LGV-SWA", lgv, last, mean, mean),
+        used("More Bayesian", penalised, last, Drawn(study.per_epoch, draws=study.draws)),
+        used("aligned", onwards(scale.lr / 10, witness=features.standard_model(scale)), last),
+        used("SAM & IR", [replace(spec, input_penalty=study.penalty) for spec in sam[:1]]),
+    )
 
 
 def contender_table(lab: Lab) -> pd.DataFrame:
     """How each surrogate is trained, when it is used, and what of it is attacked."""
     rows = {
         name: {
-            "trained by": _trained(c.specs[0]),
-            "used at epoch": f"{c.epoch:g} of {c.specs[0].epochs}",
-            "attacked": _attacked(c.recipe),
-            "seeds": str(len(c.specs)),
+            "trained by": _trained(arm.specs[0]),
+            "used at epoch": f"{arm.question().epochs[-1]:g} of {arm.specs[0].epochs}",
+            "attacked": _attacked(arm.question().recipe),
+            "seeds": str(len(arm.specs)),
         }
-        for name, c in contenders(lab).items()
+        for name, arm in arms(lab).items()
     }
     return pd.DataFrame(rows).T.rename_axis("surrogate")
 
 
-def _trained(spec: TrainSpec) -> str:
+def _trained(spec: TrainSpec | Outside) -> str:
     said = [words.minimizer(spec.minimizer)]
     said += [f"against {words.adversary(spec.adversary)}"] if spec.adversary else []
     said += [f"input-gradient penalty λ {spec.input_penalty:g}"] if spec.input_penalty else []
     said += ["towards another network's predictions"] if spec.witness else []
-    said += [f"onwards from SGD's end, learning rate {words.schedule(spec.schedule)}"] if spec.start else []
+    if spec.start and spec.schedule:
+        said.append(f"onwards from SGD's end, learning rate {words.schedule(spec.schedule)}")
     return "; ".join(said)
 
 
@@ -183,30 +165,18 @@ def techniques(scale: Scale) -> dict[str, Technique]:
         "VMI": plain | MI(variance=near),
         "MI+DI+TI": plain | MI() | DI() | TI(),
     }
-    known = {n: (a, None) for n, a in attacks.items()} | {"SGM": (plain, Skips()), "ghosts": (plain, Ghosts())}
-    return {"none": (plain, None)} | {name: known[name] for name in scale.rivals.techniques}
-
-
-# --- arms -------------------------------------------------------------------------------------------------
-
-
-def arms(lab: Lab) -> dict[str, Arm]:
-    """Every surrogate on standard and on robust targets, with the sharpness and robust accuracy of one network."""
-    scale, found = lab.scale, {}
-    for name, c in contenders(lab).items():
-        attacked = [At(Transfer(scale.attack, against), (c.epoch,), c.recipe) for against in ("standard", "robust")]
-        looked_at = [At(probe, (c.epoch,), c.single) for probe in (scale.sharpness, scale.robustness)]
-        found[name] = Arm(name, c.specs, *attacked, *looked_at)
-    return found
+    known: dict[str, Technique] = {name: (attack, None) for name, attack in attacks.items()}
+    known |= {"SGM": (plain, Skips()), "ghosts": (plain, Ghosts())}
+    return {"none": (plain, None), **{name: known[name] for name in scale.rivals.techniques}}
 
 
 def grid(lab: Lab) -> dict[tuple[str, str], Arm]:
     """Surrogates under techniques: SGD and RFN, which are judged, with every seed, the others with the first."""
-    runs, found = contenders(lab), {}
+    runs, found = arms(lab), {}
     for technique, (attack, recipe) in techniques(lab.scale).items():
         for name in ADDED_TO:
             specs = runs[name].specs if name in JUDGED else runs[name].specs[:1]
-            at = At(Transfer(attack), (runs[name].epoch,), recipe)
+            at = At(Transfer(attack), runs[name].question().epochs, recipe)
             found[name, technique] = Arm(f"{name} + {technique}", specs, at)
     return found
 
@@ -237,26 +207,57 @@ def plan(lab: Lab) -> Iterator[Measurement]:
 
 
 def measure(lab: Lab) -> StateOfTheArt:
-    """Surrogates trained in different ways under one protocol, and techniques, at `lab`'s scale.
+    """Surrogates trained in different ways under one protocol, and techniques, at `lab`'s scale."""
+    return StateOfTheArt(lab)
 
-    Raises:
-        MissingRecord: in replay, what claims C7 and C8 are judged by is not recorded.
-    """
-    rival, main, added = pilots.best_rival(lab), arms(lab), grid(lab)
-    judged = [arm.name for (name, _), arm in added.items() if name in JUDGED]
-    shown = lab.shown(main, needed=[*JUDGED, rival])
-    also = lab.shown(added.values(), needed=judged)
-    robust = Transfer(lab.scale.attack, "robust")
-    rivalry = Rivalry(
-        rival,
-        {name: lab.read(arm) for name, arm in shown.items()},
-        {name: lab.read(arm, robust) for name, arm in shown.items()},
-        {name: lab.read(arm, lab.scale.sharpness) for name, arm in shown.items()},
-        {name: lab.read(arm, lab.scale.robustness) for name, arm in shown.items()},
-    )
-    rates = {key: lab.read(arm) for key, arm in added.items() if arm.name in also}
-    gates = {claim: tuple(pilots.gates(lab, claim)) for claim in CLAIMS}
-    return StateOfTheArt(rivalry, Grid(rates), gates)
+
+@dataclass(frozen=True)
+class StateOfTheArt:
+    """Both halves of notebook 05, each read when it is asked for: neither claim waits for the other's records."""
+
+    lab: Lab
+
+    @cached_property
+    def rivalry(self) -> Rivalry:
+        """Claim C7's half.
+
+        Raises:
+            MissingRecord: in replay, RFN or its rival is not recorded.
+        """
+        scale, rival, found = self.lab.scale, pilots.best_rival(self.lab), arms(self.lab)
+        curves = self.lab.curves(found, needed=("RFN", rival))
+        beside = (Transfer(scale.attack, "robust"), scale.sharpness, scale.robustness)
+        return Rivalry(rival, curves, *(self.lab.curves(found, probe) for probe in beside))
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Claim C8's half, as far as it is recorded."""
+        return Grid(self.lab.curves(grid(self.lab)), self.lab.scale.rivals.techniques)
+
+    def verdict(self, claim: str) -> claims.Verdict:
+        """The verdict on a claim, before Holm's correction over all claims.
+
+        Raises:
+            MissingRecord: in replay, what it is judged by is not recorded.
+        """
+        gates = pilots.gates(self.lab, claim)
+        if claim == "C8":
+            return claims.judge(CLAIMS[claim], self.grid.added(), gates=gates)
+        rival = self.rivalry.rival
+        return claims.judge(CLAIMS[claim], self.rivalry.against(rival), f"RFN − {rival}", gates)
+
+    def headline(self, claim: str) -> str:
+        """What was found, in one sentence."""
+        answer = self.verdict(claim).answer
+        if claim == "C7":
+            said = words.against(interval(self.rivalry.against(self.rivalry.rival)))
+            return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
+        better = sum(d.value > 0 for d in self.grid.over_sgd().values())
+        said = words.against(interval(self.grid.added()))
+        return (
+            f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
+            f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
+        )
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ class Rivalry:
     Attributes:
         rival: whom RFN is judged against.
         curves: on the test targets. `robust`: on those trained adversarially.
-        sharpness, robustness: of one network where several are attacked.
+        sharpness, robustness: of one network where several are attacked. These and `robust` may lack surrogates.
     """
 
     rival: str
@@ -278,12 +279,11 @@ class Rivalry:
     def against(self, name: str) -> Influence:
         """Success of RFN less that of surrogate `name`: same seeds, same images."""
         seeds = min(self.curves["RFN"].seeds, self.curves[name].seeds)
-        rfn, other = self.curves["RFN"].first(seeds), self.curves[name].first(seeds)
-        return rfn.at(rfn.end) - other.at(other.end)
+        return self.curves["RFN"].first(seeds).at() - self.curves[name].first(seeds).at()
 
     def by_success(self) -> list[str]:
         """The surrogates, the most successful first."""
-        return sorted(self.curves, key=lambda name: -self.curves[name].at(self.curves[name].end).value)
+        return sorted(self.curves, key=lambda name: -self.curves[name].at().value)
 
     def ranks(self) -> dict[str, float]:
         """The mean rank by success, 1 being the best, over targets and the seeds that all have."""
@@ -299,35 +299,43 @@ class Rivalry:
         """One row a surrogate, the most successful first."""
         rows, ranks = {}, self.ranks()
         for name in self.by_success():
-            c, robust, sharp, correct = (of[name] for of in (self.curves, self.robust, self.sharpness, self.robustness))
+            c, robust = self.curves[name], self.robust.get(name)
+            sharp, correct = self.sharpness.get(name), self.robustness.get(name)
             rows[name] = {
                 "seeds": str(c.seeds),
-                "success": words.percent(interval(c.at(c.end))),
+                "success": words.percent(interval(c.at())),
                 "RFN less this, points": "" if name == "RFN" else words.points(interval(self.against(name))),
                 "mean rank": f"{ranks[name]:.1f}",
-                "success on robust targets": words.percent(interval(robust.at(robust.end))),
-                "natural accuracy": words.percent(c.accuracy.mean()),
-                f"robust accuracy ({WEAK})": words.percent(correct.at(correct.end, WEAK).value),
-                "λ₁": words.number(float(sharp.at(sharp.end).mean())),
-                "cost, epochs of SGD": f"{c.passes[:, -1].mean():.0f}",
+                "success on robust targets": words.percent(interval(robust.at()) if robust else None),
+                "natural accuracy": words.percent(c.mean("accuracy")),
+                f"robust accuracy ({WEAK})": words.percent(correct.at(attack=WEAK).value if correct else None),
+                "λ₁": words.number(float(sharp.at().mean()) if sharp else None),
+                "cost, epochs of SGD": f"{c.mean('passes'):.0f}",
             }
         return pd.DataFrame(rows).T.rename_axis("surrogate")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Success under techniques: `curves[surrogate, technique]`; SGD and RFN on every seed, the others on the first."""
+    """Success under techniques.
+
+    Attributes:
+        curves: by surrogate and technique; SGD and RFN on every seed, the others on the first.
+        planned: the techniques that claim C8 is about.
+    """
 
     curves: dict[tuple[str, str], TransferCurve]
+    planned: tuple[str, ...]
 
     def rate(self, surrogate: str, technique: str) -> Influence:
         """Success of `technique` on `surrogate`."""
-        c = self.curves[surrogate, technique]
-        return c.at(c.end)
+        return self.curves[surrogate, technique].at()
 
     @property
     def techniques(self) -> list[str]:
-        return [t for s, t in self.curves if s == "RFN" and t != "none"]
+        """Those that are recorded for SGD and for RFN, if the plain attack is."""
+        both = [t for t in ("none", *self.planned) if all((s, t) in self.curves for s in JUDGED)]
+        return both[1:] if "none" in both else []
 
     def over_sgd(self) -> dict[str, Influence]:
         """Success of each technique on RFN less that on SGD trained to its end."""
@@ -343,7 +351,13 @@ class Grid:
         return {t: min(sgd[t], alone[t], key=lambda d: d.value) for t in self.techniques}
 
     def added(self) -> Influence:
-        """The primary difference of C8: the mean over techniques of `over_better`."""
+        """The primary difference of C8: the mean over techniques of `over_better`.
+
+        Raises:
+            MissingRecord: a technique is not recorded.
+        """
+        if left := [t for t in self.planned if t not in self.techniques]:
+            raise MissingRecord(f"{words.listed(left)} on SGD and RFN: not recorded; run `python -m rfnlib run`.")
         return average(list(self.over_better().values()))
 
     def on_top(self) -> dict[str, dict[str, Influence]]:
@@ -380,47 +394,13 @@ class Grid:
         return pd.DataFrame(found).fillna(words.MISSING).rename_axis("technique")
 
 
-@dataclass(frozen=True)
-class StateOfTheArt:
-    """Both halves of notebook 05, and the gates that the scale must pass, by claim."""
-
-    rivalry: Rivalry
-    grid: Grid
-    gates: dict[str, tuple[claims.Gate, ...]]
-
-    def verdict(self, claim: str) -> claims.Verdict:
-        """The verdict on a claim, before Holm's correction over all claims."""
-        if claim == "C7":
-            rival = self.rivalry.rival
-            return claims.judge(claim, self.rivalry.against(rival), f"RFN − {rival}", self.gates[claim])
-        return claims.judge(claim, self.grid.added(), gates=self.gates[claim])
-
-    def headline(self, claim: str) -> str:
-        """What was found, in one sentence."""
-        answer = ANSWERS[claim][self.verdict(claim).word]
-        if claim == "C7":
-            said = words.against(interval(self.rivalry.against(self.rivalry.rival)))
-            return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
-        better = sum(d.value > 0 for d in self.grid.over_sgd().values())
-        said = words.against(interval(self.grid.added()))
-        return (
-            f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
-            f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
-        )
-
-    def follows(self) -> str:
-        """What the two verdicts mean for someone who trains a surrogate."""
-        return " ".join(FOLLOWS[claim][self.verdict(claim).word] for claim in CLAIMS)
-
-
 def trade_off(lab: Lab) -> pd.DataFrame:
     """Success on validation targets and robust accuracy of the pilots: SAT by ε, RFN by ρ, both from SGD (0) on."""
-    found, rows = traded(lab), {}
-    shown = lab.shown(found.values())
-    for key, arm in found.items():
-        if arm.name in shown:
-            seen, run = lab.read(arm, role="validation"), lab.read(arm, lab.scale.robustness)
-            rates = {"success": interval(seen.at(seen.end)), "robust": interval(run.at(run.end, WEAK))}
+    correct, rows = lab.curves(traded(lab), lab.scale.robustness), {}
+    for key, arm in lab.shown(traded(lab)).items():
+        if key in correct:
+            success, robust = interval(pilots.validated(lab, arm).at()), interval(correct[key].at(attack=WEAK))
+            rates = {"success": success, "robust": robust}
             rows[key] = {f"{what} {part}": getattr(e, part) for what, e in rates.items() for part in ENDS}
     names = [f"{what} {part}" for what in ("success", "robust") for part in ENDS]
     index = pd.MultiIndex.from_tuples(rows, names=("surrogate", "ε or ρ")) if rows else None
