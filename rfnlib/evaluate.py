@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rfnlib import adapters, outside, words, zoo
 from rfnlib.checks import require
 from rfnlib.intervals import interval
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.measurements import Arm, At
 from rfnlib.outside import Outside
 from rfnlib.probes import Transfer
 from rfnlib.scale import Scale, Target
@@ -75,11 +76,11 @@ def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
     """A row a surrogate, the most successful first: `theirs`, and those of claim C7 that are recorded completely."""
     _require_released(lab, "standard")
     view = lab.replaying()
-    try:
-        recorded = view.shown(state_of_the_art.arms(view))
-    except MissingRecord:  # a choice that the others rest on
-        recorded = {}
-    rows = {arm.name: row(lab, arm) for arm in (arm_of(theirs, lab), *recorded.values())}
+    recorded: list[Arm] = []
+    with suppress(MissingRecord):  # a choice that the others rest on
+        every = state_of_the_art.arms(view).values()
+        recorded = [arm for arm in every if not any(view.missing(m) for m in arm.measurements())]
+    rows = {arm.name: row(lab, arm) for arm in (arm_of(theirs, lab), *recorded)}
     table = pd.DataFrame(rows).T.rename_axis("surrogate")
     return table.sort_values("success", key=lambda s: s.map(_leading), ascending=False, kind="stable")
 
@@ -142,14 +143,12 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     for name, path in released.items():
         about = zoo.read(path)[1]
         spec = parse(about["spec"])
-        at = (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)
-        seen = mirror.transfer(spec, at)
-        own = view.find(Measurement(spec, At(standard, at))).at(at[0])
-        usual = view.transfer(spec, at) if own else None
+        arm = Arm(name, [spec], At(standard, (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)))
+        seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {
-            f"success on {theirs.name}": words.percent(interval(seen.at(seen.end))),
-            "on the scale's targets": words.percent(usual and interval(usual.at(usual.end))),
-            "natural accuracy": words.percent(float(seen.accuracy[:, -1].mean())),
+            f"success on {theirs.name}": words.percent(interval(seen.at())),
+            "on the scale's targets": words.percent(interval(usual.at()) if usual else None),
+            "natural accuracy": words.percent(seen.mean("accuracy")),
         }
     table = pd.DataFrame(rows).T.rename_axis("surrogate")
     return table.sort_values(table.columns[0], key=lambda s: s.map(_leading), ascending=False, kind="stable")

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
-from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.measurements import Arm, Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
 from rfnlib.recipes import collected
 from rfnlib.scale import STANDARD, Scale, Target
-from rfnlib.specs import FeatureSet, TrainSpec, said
+from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.subjects import Bench, Subject
 from rfnlib.transforms import named
 
@@ -131,14 +131,6 @@ class Lab:
         found = [self.measure(Measurement(spec, at)) for spec in arm.specs]
         rows = [[cast(Row, record.at(e)) for e in at.epochs] for record in found]  # complete, for it was measured
         return at.probe.read(self, arm, at, rows, **how)
-
-    def transfer(self, spec: TrainSpec | Sequence[TrainSpec], epochs: Iterable[float], probe: Probe | None = None,
-                 recipe=None, **how: Any) -> Any:  # fmt: skip
-        """The curve of one run, or of several seeds of it, for one question: `read` for those who have no arm."""
-        specs = [spec] if isinstance(spec, TrainSpec) else list(spec)
-        probe = probe or self.scale.transfer
-        name = ", ".join(specs[0].traits) or said(specs[0].schedule)
-        return self.read(Arm(name, specs, At(probe, tuple(epochs), recipe)), **how)
 
     def replaying(self) -> Lab:
         """A view of this lab that never computes: what listing goes through."""

@@ -1,6 +1,6 @@
 """Recipes: from the weights of a training run to the surrogate that is attacked.
 
->>> lab.transfer(specs, epochs=[10.0], recipe=Collected(per_epoch=4))  # doctest: +SKIP
+>>> lab.read(Arm("LGV", specs, At(lab.scale.transfer, [10.0], Collected(per_epoch=4))))  # doctest: +SKIP
 
 A recipe is called with a network, the weights it collects along the run (the last ones are the network's) and batches
 of training images that are not augmented, and gives the module to attack. It is a frozen dataclass or a function of a

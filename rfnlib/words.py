@@ -6,7 +6,7 @@ without its interval. `MISSING` says that there is no value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import exp, isfinite
 from typing import Any
 
@@ -155,20 +155,6 @@ def listed(things: Sequence[Any]) -> str:
     """
     *some, last = (f"{t:g}" if isinstance(t, float) else str(t) for t in things)
     return f"{', '.join(some)} and {last}" if some else last
-
-
-def signs(found: Mapping[str, Estimate], up: str = "above", down: str = "below", shown: Any = points) -> str:
-    """How many of several differences are above and below 0, how many of them surely at 95 %, and the smallest.
-
-    >>> signs({d: Estimate(x, x, 0.01531, 1e6, 5) for d, x in {"decay at 25": 0.02, "decay at 50": 0.04}.items()})
-    '2 of 2 above 0 (1 at 95 %); smallest: decay at 25, +2.0 (−1.0 to +5.0)'
-    """
-    above, surely = sum(e.value > 0 for e in found.values()), sum(e.low > 0 for e in found.values())
-    below, sure_below = sum(e.value < 0 for e in found.values()), sum(e.high < 0 for e in found.values())
-    said = [f"{above} of {len(found)} {up} 0 ({surely} at 95 %)"]
-    said += [f"{below} {down} 0 ({sure_below} at 95 %)"] if below else []
-    least = min(found, key=lambda name: found[name].value)
-    return f"{', '.join(said)}; smallest: {least}, {shown(found[least])}"
 
 
 def attack(a: IterativeAttack) -> str:

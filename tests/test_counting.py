@@ -6,7 +6,7 @@ from scenes import TINY
 from synthetic import curve
 
 from rfnlib import words
-from rfnlib.intervals import over_seeds
+from rfnlib.intervals import Estimate, over_seeds
 from rfnlib.measurements import Arm, At
 from rfnlib.specs import Step
 from rfnlib.studies import counting
@@ -46,3 +46,13 @@ def test_a_way_may_be_anything_that_the_difference_takes_and_an_estimate_needs_n
     logs = counting.estimates(lambda measure: over_seeds(np.ones(3)) if measure else None,
                               {"defined": {"measure": 1}, "not": {"measure": 0}})  # fmt: skip
     assert logs["defined"].value == 1 and logs["not"] is None
+
+
+def test_signs_tell_what_is_below_zero_too():
+    values = {"a": 0.02, "b": -0.02}
+
+    def difference(of):
+        return Estimate(values[of], values[of], 0.0051, 1e6, 5)
+
+    said = counting.signs(difference, {name: {"of": name} for name in values})
+    assert said == "1 of 2 above 0 (1 at 95 %), 1 below 0 (1 at 95 %); smallest: b, −2.0 (−3.0 to −1.0)"

@@ -19,7 +19,7 @@ from rfnlib import costs, data, execution, keys, models, records, training, zoo
 from rfnlib.attacks import IterativeAttack
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import Measurement, by_seed
+from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.records import BadRecord
 from rfnlib.scale import Scale
 from rfnlib.snapshots import DamagedSnapshot, Snapshot
@@ -546,5 +546,6 @@ def test_an_unknown_scale_mode_or_device_is_refused(tmp_path, monkeypatch):
 def test_every_measure_of_sharpness_is_a_unit_of_work(place):
     spec, made = TINY.surrogate(TINY.schedules()["constant"], 0), []
     lab = place.lab(tick=lambda: made.append(None))
-    lab.transfer(spec, [3.0], replace(TINY.sharpness, images=8, products=3, probes=2, deflate=1))
+    few = replace(TINY.sharpness, images=8, products=3, probes=2, deflate=1)
+    lab.read(Arm("run", [spec], At(few, (3.0,))))
     assert len(made) >= 6  # λ₁, trace, worst case, relative, input gradient, λ₁ at equal loss or the row

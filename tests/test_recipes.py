@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rfnlib import data, records, training, transfer, zoo
 from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import At, Measurement
+from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips, collected
 from rfnlib.scale import Arch, Target
@@ -229,8 +229,7 @@ def question(recipe: Recipe | None, robust: bool = False, epochs: tuple[float, .
 
 def ask(of: Lab, recipe: Recipe | None, robust: bool = False, **how):
     """The only hits of a curve of one run at one epoch."""
-    probe = Transfer(TINY.attack, "robust") if robust else None
-    (hits,) = of.transfer(RUN, [2.0], probe, recipe, **how).hits
+    (hits,) = of.read(Arm("run", [RUN], question(recipe, robust).at), **how).hits
     return hits
 
 
@@ -346,7 +345,7 @@ def test_a_function_without_a_name_is_refused_as_a_recipe(mode, computed):
 def test_a_recipe_is_given_the_run_up_to_the_epoch_and_images_that_are_not_augmented(computed, tmp_path):
     NOTED.clear()
     one = lab(tmp_path)
-    hits = one.transfer(RUN, [1.0, 2.0], recipe=noting).hits
+    hits = one.read(Arm("run", [RUN], question(noting, epochs=(1.0, 2.0)).at)).hits
     assert len(hits) == 2 and [len(weights) for _, weights, _ in NOTED] == [2, 4]
     for (network, weights, images), epochs in zip(NOTED, ([0.5, 1.0], [0.5, 1.0, 1.5, 2.0]), strict=True):
         assert [w.iteration for w in weights] == [max(1, round(5 * e)) for e in epochs]  # 5 steps an epoch
@@ -381,7 +380,7 @@ def test_the_robust_role_asks_the_robust_targets_alone(computed):
 
 def test_the_robust_accuracy_of_a_recipe_is_that_of_what_it_makes(computed):
     one, recipe, probe = lab(computed), RECIPES["averaged"], TINY.robustness
-    found, plain = (one.transfer(RUN, [2.0], probe, r) for r in (recipe, None))
+    found, plain = (one.read(Arm("run", [RUN], At(probe, (2.0,), r))) for r in (recipe, None))
     model, (images, labels) = by_the_recipe(one, recipe), one.bench.test_images(probe.images)
     for name, attack in probe.attacks().items():
         expected = transfer.is_robust(model, images, labels, attack, probe.restarts).numpy()

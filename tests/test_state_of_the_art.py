@@ -122,9 +122,9 @@ def test_c8_compares_with_the_better_of_technique_and_flatness(more, word):
 def test_over_the_better_is_the_smaller_difference():
     rates = {"RFN + none": 0.4, "SGD + MI": 0.45, "RFN + MI": 0.5, "SGD + DI": 0.2, "RFN + DI": 0.5}
     grid = state_of_the_art.measure(lab_where(rates)).grid
-    assert grid.over_better()["MI"].value == grid.over_sgd()["MI"].value < grid.over_alone()["MI"].value
-    assert grid.over_better()["DI"].value == grid.over_alone()["DI"].value < grid.over_sgd()["DI"].value
-    mean = np.mean([d.value for d in grid.over_better().values()])
+    assert grid.over_better("MI").value == grid.over_sgd("MI").value < grid.over_alone("MI").value
+    assert grid.over_better("DI").value == grid.over_alone("DI").value < grid.over_sgd("DI").value
+    mean = np.mean([grid.over_better(t).value for t in grid.techniques])
     assert grid.added().value == pytest.approx(mean)
 
 

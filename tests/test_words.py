@@ -49,8 +49,3 @@ def test_settings_are_told_without_python():
     technique = attacks.VMI() | attacks.DI() | attacks.TI()
     told = words.attack(technique)
     assert told.endswith("momentum 1, views Diversity, variance tuning Neighbours, smoothing Smoothing")
-
-
-def test_signs_tell_what_is_below_zero_too():
-    found = {"a": Estimate(0.03, 0.03, 0.0102, 1e6, 5), "b": Estimate(-0.02, -0.02, 0.005102, 1e6, 5)}
-    assert words.signs(found) == "1 of 2 above 0 (1 at 95 %), 1 below 0 (1 at 95 %); smallest: b, −2.0 (−3.0 to −1.0)"

@@ -90,7 +90,7 @@ def techniques(found: Grid, margin: float) -> Figure:
     Within the grey band (± `margin`, in [0, 1]) a difference is none. The mean is that of all planned techniques.
     """
     with style.styled():
-        names, better = found.techniques, list(found.over_better().values())
+        names, better = found.techniques, [found.over_better(t) for t in found.techniques]
         mean = [found.added()] if names == list(found.planned) else []
         figure, (axis, right) = plt.subplots(1, 2, figsize=(style.WIDTH, 0.42 * (len(names) + 1) + 0.9), sharey=True)
         for surrogate, shift, line in (("SGD", -0.15, "--"), ("RFN", 0.15, ":")):

@@ -271,7 +271,8 @@ class Gains:
 
     def always(self) -> str:
         """Whether RFN gains on each target: the paper's "always", which no verdict answers."""
-        return f"RFN over SGD stopped early, by target: {words.signs(self.by_target('RFN'))}"
+        signs = counting.signs(partial(self.gain, "RFN"), counting.each(self.targets))
+        return f"RFN over SGD stopped early, by target: {signs}"
 
     # --- tables ---
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
 from rfnlib.scale import Scale
 from rfnlib.specs import Minimizer, Step, TrainSpec
-from rfnlib.studies import features, pilots
+from rfnlib.studies import counting, features, pilots
 from rfnlib.transforms import Neighbours
 
 NOTEBOOK = "05_state_of_the_art"
@@ -252,7 +252,7 @@ class StateOfTheArt:
         if claim == "C7":
             said = words.against(interval(self.rivalry.against(self.rivalry.rival)))
             return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
-        better = sum(d.value > 0 for d in self.grid.over_sgd().values())
+        better = sum(self.grid.over_sgd(t).value > 0 for t in self.grid.techniques)
         said = words.against(interval(self.grid.added()))
         return (
             f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
@@ -337,18 +337,17 @@ class Grid:
         both = [t for t in ("none", *self.planned) if all((s, t) in self.curves for s in JUDGED)]
         return both[1:] if "none" in both else []
 
-    def over_sgd(self) -> dict[str, Influence]:
-        """Success of each technique on RFN less that on SGD trained to its end."""
-        return {t: self.rate("RFN", t) - self.rate("SGD", t) for t in self.techniques}
+    def over_sgd(self, technique: str) -> Influence:
+        """Success of a technique on RFN less that on SGD trained to its end."""
+        return self.rate("RFN", technique) - self.rate("SGD", technique)
 
-    def over_alone(self) -> dict[str, Influence]:
-        """Success of each technique on RFN less that of RFN alone."""
-        return {t: self.rate("RFN", t) - self.rate("RFN", "none") for t in self.techniques}
+    def over_alone(self, technique: str) -> Influence:
+        """Success of a technique on RFN less that of RFN alone."""
+        return self.rate("RFN", technique) - self.rate("RFN", "none")
 
-    def over_better(self) -> dict[str, Influence]:
-        """Success of each technique on RFN less the better of `over_sgd` and `over_alone`: the smaller difference."""
-        sgd, alone = self.over_sgd(), self.over_alone()
-        return {t: min(sgd[t], alone[t], key=lambda d: d.value) for t in self.techniques}
+    def over_better(self, technique: str) -> Influence:
+        """Success of a technique on RFN less the better of SGD under it and RFN alone: the smaller difference."""
+        return min(self.over_sgd(technique), self.over_alone(technique), key=lambda d: d.value)
 
     def added(self) -> Influence:
         """The primary difference of C8: the mean over techniques of `over_better`.
@@ -358,40 +357,36 @@ class Grid:
         """
         if left := [t for t in self.planned if t not in self.techniques]:
             raise MissingRecord(f"{words.listed(left)} on SGD and RFN: not recorded; run `python -m rfnlib run`.")
-        return average(list(self.over_better().values()))
+        return average([self.over_better(t) for t in self.planned])
+
+    def gain(self, surrogate: str, technique: str) -> Influence | None:
+        """What a technique adds to the plain attack on the same surrogate; None where one is not recorded."""
+        if {(surrogate, technique), (surrogate, "none")} <= self.curves.keys():
+            return self.rate(surrogate, technique) - self.rate(surrogate, "none")
+        return None
 
     def on_top(self) -> dict[str, dict[str, Influence]]:
-        """What each technique adds to the plain attack on the same surrogate, by surrogate and technique."""
+        """All that techniques add, by surrogate and technique."""
         found: dict[str, dict[str, Influence]] = {}
         for surrogate, technique in self.curves:
-            if technique != "none" and (surrogate, "none") in self.curves:
-                gain = self.rate(surrogate, technique) - self.rate(surrogate, "none")
+            if technique != "none" and (gain := self.gain(surrogate, technique)):
                 found.setdefault(surrogate, {})[technique] = gain
         return found
 
     def table(self) -> pd.DataFrame:
         """What each technique gives on RFN and on SGD, and the two differences."""
-        sgd, alone = self.over_sgd(), self.over_alone()
-        rows = {
-            t: {
-                "on SGD": words.percent(interval(self.rate("SGD", t))),
-                "on RFN": words.percent(interval(self.rate("RFN", t))),
-                "RFN over SGD, points": words.points(interval(sgd[t])),
-                "over RFN alone, points": words.points(interval(alone[t])),
-            }
-            for t in self.techniques
-        }
-        return pd.DataFrame(rows).T.rename_axis("technique")
+        ways = {t: {"technique": t} for t in self.techniques}
+        rates = {f"on {surrogate}": partial(self.rate, surrogate) for surrogate in JUDGED}
+        differences = {"RFN over SGD, points": self.over_sgd, "over RFN alone, points": self.over_alone}
+        level = counting.table(rates, ways, "technique", words.percent)
+        return level.join(counting.table(differences, ways, "technique"))
 
     def help(self) -> pd.DataFrame:
         """What each technique adds to the plain attack on the same surrogate, in points; a column a surrogate."""
-        found = {
-            f"{surrogate} ({words.count(self.curves[surrogate, 'none'].seeds, 'seed')})": {
-                technique: words.points(interval(gain)) for technique, gain in of.items()
-            }
-            for surrogate, of in self.on_top().items()
-        }
-        return pd.DataFrame(found).fillna(words.MISSING).rename_axis("technique")
+        seeds = {s: words.count(self.curves[s, "none"].seeds, "seed") for s in self.on_top()}
+        gains = {f"{s} ({n})": partial(self.gain, s) for s, n in seeds.items()}
+        ways = {t: {"technique": t} for of in self.on_top().values() for t in of}
+        return counting.table(gains, ways, "technique")
 
 
 def trade_off(lab: Lab) -> pd.DataFrame:
