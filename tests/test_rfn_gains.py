@@ -100,6 +100,8 @@ def test_sensitivities_are_each_claim_counted_in_every_way():
 def test_nothing_is_looked_at_before_its_seeds_are_complete():
     with pytest.raises(MissingRecord):
         rfn_gains.measure(lab_where(0.06, missing=("RFN",)))
+    found = rfn_gains.measure(lab_where(0.06, missing=("RFN along its training",)))
+    assert found.verdict("C4").word == "supported" and found.table()["trained to the end"]["RFN"] == ""
     found = rfn_gains.measure(lab_where(0.06, missing=("ρ = 0.1", "GAM")))
     assert "GAM" not in found.curves
     assert not found.by_rho

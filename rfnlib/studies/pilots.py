@@ -227,16 +227,20 @@ def flat_long_enough(lab: Lab) -> Gate:
 
 
 def change(run: TransferCurve) -> float:
-    """Of natural accuracy over the last quarter of training, mean over seeds; less than `STILL` is none."""
+    """Of natural accuracy over the last quarter of training, mean over seeds."""
     return float((run.accuracy[:, -1] - run.accuracy[:, run.index(0.75 * run.end)]).mean())
+
+
+def settled(run: TransferCurve) -> bool:
+    """Whether natural accuracy stands still there."""
+    return abs(change(run)) < STILL
 
 
 def _long_enough(name: str, runs: Mapping[str, TransferCurve]) -> Gate:
     worst = max(runs, key=lambda arm: abs(change(runs[arm])))
-    found = change(runs[worst])
     at = "" if len(runs) == 1 else f", most at {worst}"
-    figure = f"natural accuracy {100 * found:+.1f} points over the last quarter{at} (less than {100 * STILL:g})"
-    return Gate(name, abs(found) < STILL, figure)
+    found = f"natural accuracy {100 * change(runs[worst]):+.1f} points over the last quarter{at}"
+    return Gate(name, settled(runs[worst]), f"{found} (less than {100 * STILL:g})")
 
 
 def enough(lab: Lab) -> Gate:

@@ -78,21 +78,28 @@ LONG = 50  # steps of the longer attack that is a sensitivity
 def main(lab: Lab, arch: Arch | None = None, attack: IterativeAttack | None = None) -> dict[str, Arm]:
     """SGD where it is stopped early and at its end, RFN and SAM at their end: who is compared everywhere.
 
-    By the scale's attack RFN and SAM are attacked along their training too, where notebook 03 looks at their sharpness.
-
     Args:
         arch: None: the architecture that claims are judged on, with every seed; else another, with the first few.
         attack: None: the scale's.
     """
     scale, seeds = lab.scale, lab.few if arch not in (None, lab.scale.surrogates[0]) else lab.seeds
     probe = replace(scale.transfer, attack=attack or scale.attack)
-    stopped = At(probe, (pilots.stopping_epoch(lab, arch), scale.end))
-    found = [Arm("SGD", [scale.flat(None, seed, arch) for seed in seeds], stopped)]
-    for name, rho in (("RFN", pilots.chosen_rho(lab, arch)), ("SAM", scale.rhos[0])):
-        specs = [pilots.sam(scale, rho, seed, arch) for seed in seeds]
-        epochs = (scale.end,) if attack else (*scale.sharp_at(specs[0].schedule, fine=False), pilots.late(scale))
-        found.append(Arm(name, specs, At(probe, epochs)))
+    rhos = {"RFN": pilots.chosen_rho(lab, arch), "SAM": scale.rhos[0]}
+    sgd = [scale.flat(None, seed, arch) for seed in seeds]
+    found = [Arm("SGD", sgd, At(probe, (pilots.stopping_epoch(lab, arch), scale.end)))]
+    for name, rho in rhos.items():
+        found.append(Arm(name, [pilots.sam(scale, rho, s, arch) for s in seeds], At(probe, (scale.end,))))
     return by_name(*found)
+
+
+def along(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
+    """RFN and SAM along their training: are they trained to the end? Notebook 03 looks at their sharpness there."""
+    scale, found = lab.scale, {}
+    for name in RUNS.values():
+        specs = main(lab, arch)[name].specs
+        epochs = (*scale.sharp_at(specs[0].schedule, fine=False), pilots.late(scale))
+        found[name] = Arm(f"{name} along its training", specs, At(scale.transfer, epochs))
+    return found
 
 
 def grid(lab: Lab, above: bool = False) -> dict[float, Arm]:
@@ -143,6 +150,7 @@ def arms(lab: Lab) -> dict[str, Arm]:
 def plan(lab: Lab) -> Iterator[Measurement]:
     """SGD, RFN and SAM; the grid of ρ; the main arms under other attacks; sharpness by ρ."""
     yield from by_seed(main(lab).values())
+    yield from by_seed(along(lab).values())
     yield from by_seed(grid(lab).values())
     yield from chain.from_iterable(by_seed(main(lab, attack=a).values()) for a in other_attacks(lab).values())
     yield from by_seed(sharp(lab).values())
@@ -153,6 +161,7 @@ def later(lab: Lab) -> Iterator[Measurement]:
     yield from by_seed(others(lab).values())
     for arch in lab.scale.surrogates[1:]:
         yield from by_seed(main(lab, arch).values())
+        yield from by_seed(along(lab, arch).values())
 
 
 # --- what was found ---------------------------------------------------------------------------------------
@@ -165,7 +174,8 @@ def measure(lab: Lab, arch: Arch | None = None) -> Gains:
         MissingRecord: in replay, SGD, RFN or SAM are not complete.
     """
     curves = lab.curves(main(lab, arch), needed=("SGD", *RUNS.values()))
-    found = Gains(pilots.stopping_epoch(lab, arch), pilots.chosen_rho(lab, arch), curves)
+    followed = lab.curves(along(lab, arch))
+    found = Gains(pilots.stopping_epoch(lab, arch), pilots.chosen_rho(lab, arch), curves, followed)
     if arch not in (None, lab.scale.surrogates[0]):
         return found
     judged = grid(lab)
@@ -190,6 +200,7 @@ class Gains:
     Attributes:
         stop, rho: when SGD is stopped, and RFN's ρ: chosen on pilots.
         curves: by name, on test images and test targets: SGD, RFN and SAM, and of the others those that are complete.
+        along: RFN and SAM along their training, if it is complete.
         by_rho: SAM by ρ up to RFN's, every seed; empty while one of them is not complete.
         above: SAM by ρ above it, fewer seeds.
         best: the minimizer other than SAM that pilots name; None while they cannot.
@@ -199,6 +210,7 @@ class Gains:
     stop: float
     rho: float
     curves: dict[str, TransferCurve]
+    along: dict[str, TransferCurve]
     by_rho: dict[float, TransferCurve] = field(default_factory=dict)
     above: dict[float, TransferCurve] = field(default_factory=dict)
     best: str | None = None
@@ -283,9 +295,9 @@ class Gains:
         return pd.DataFrame(rows).T.rename_axis("surrogate")
 
     def _row(self, name: str, epoch: float) -> dict[str, str]:
-        run, plain = self.curves[name], name == "SGD"
-        early, followed = plain and epoch == self.stop, not plain and len(run.epochs) > 1
-        end = self.curves["SGD"].end
+        run, plain, end = self.curves[name], name == "SGD", self.curves["SGD"].end
+        early, followed = plain and epoch == self.stop, self.along.get(name, run)
+        settled = "" if plain or len(followed.epochs) == 1 else "yes" if pilots.settled(followed) else "no"
         return {
             "seeds": str(run.seeds),
             "success": words.percent(interval(run.at(epoch))),
@@ -293,7 +305,7 @@ class Gains:
             "over SGD at its end, points": "" if plain else words.points(interval(self.gain(name, end))),
             "natural accuracy": words.percent(run.mean("accuracy", epoch)),
             "training accuracy": words.percent(run.mean("training", epoch)),
-            "trained to the end": ("yes" if abs(pilots.change(run)) < pilots.STILL else "no") if followed else "",
+            "trained to the end": settled,
             "passes, in epochs": f"{run.mean('passes', epoch):.0f}",
         }
 
