@@ -99,7 +99,7 @@ def row(lab: Lab, arm: Arm) -> dict[str, str]:
     passes = float(seen.passes[:, -1].mean())
     return {
         "seeds": str(seen.seeds),
-        "success": words.percent(interval(seen.at(seen.end))),
+        "success": words.percent(seen.at(seen.end)),
         "success on robust targets": words.percent(robust and interval(robust.at(robust.end))),
         "natural accuracy": words.percent(float(seen.accuracy[:, -1].mean())),
         f"robust accuracy ({weak})": words.percent(correct.at(correct.end, weak).value),
@@ -146,8 +146,8 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
         arm = Arm(name, [spec], At(standard, (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)))
         seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {
-            f"success on {theirs.name}": words.percent(interval(seen.at())),
-            "on the scale's targets": words.percent(interval(usual.at()) if usual else None),
+            f"success on {theirs.name}": words.percent(seen.at()),
+            "on the scale's targets": words.percent(usual.at() if usual else None),
             "natural accuracy": words.percent(seen.mean("accuracy")),
         }
     table = pd.DataFrame(rows).T.rename_axis("surrogate")

@@ -1,7 +1,7 @@
 """Values in words and units, the same in every table and headline.
 
 Shares of images are in per cent and differences of shares in points, both with one decimal; an estimate never stands
-without its interval. `MISSING` says that there is no value.
+without its interval, at 95 %. `MISSING` says that there is no value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import exp, isfinite
 from typing import Any
 
 from rfnlib.attacks import IterativeAttack
-from rfnlib.intervals import Estimate
+from rfnlib.intervals import Estimate, Influence, interval
 from rfnlib.specs import Adversary, Cosine, Cyclic, Minimizer, Schedule, Step
 
 MISSING = "not measured"
@@ -52,7 +52,7 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
-def percent(share: Estimate | float | None) -> str:
+def percent(share: Influence | Estimate | float | None) -> str:
     """A share of images, in per cent.
 
     >>> percent(0.641), percent(Estimate(0.641, 0.641, 0.01071, 1e6, 5)), percent(None)
@@ -60,12 +60,13 @@ def percent(share: Estimate | float | None) -> str:
     """
     if share is None:
         return MISSING
-    if not isinstance(share, Estimate):
+    if isinstance(share, float | int):
         return f"{100 * share:.1f} %"
+    share = _estimate(share)
     return f"{100 * share.value:.1f} % {_bounds(share, lambda x: f'{100 * x:.1f}'.replace('-', '−'))}"
 
 
-def points(difference: Estimate | float | None) -> str:
+def points(difference: Influence | Estimate | float | None) -> str:
     """A difference of two shares, in points of per cent.
 
     >>> points(Estimate(0.049, 0.049, 0.01276, 1e6, 5)), points(-0.012)
@@ -73,17 +74,19 @@ def points(difference: Estimate | float | None) -> str:
     """
     if difference is None:
         return MISSING
-    if not isinstance(difference, Estimate):
+    if isinstance(difference, float | int):
         return signed(100 * difference)
+    difference = _estimate(difference)
     return f"{signed(100 * difference.value)} {_bounds(difference, lambda x: signed(100 * x))}"
 
 
-def against(difference: Estimate) -> str:
+def against(difference: Influence | Estimate) -> str:
     """A difference of two shares in a sentence, such as "success is … the end of the run".
 
     >>> against(Estimate(0.049, 0.049, 0.01276, 1e6, 5)), against(Estimate(-0.01, -0.01, 0.01531, 1e6, 5))
     ('4.9 points (2.4 to 7.4) above', '1.0 points (−2.0 to 4.0) below')
     """
+    difference = _estimate(difference)
     below = difference.value < 0
     sign = -100 if below else 100
     low, high = sorted((sign * difference.low, sign * difference.high))
@@ -230,6 +233,10 @@ def schedule(s: Schedule) -> str:
     if isinstance(s, Cyclic):
         return f"half a cosine from {s.lr:g} to {s.low:g} every {s.period:g} epochs"
     return f"one cycle: {s.lr / s.start:g} to {s.lr:g} at {s.peak:.0%} of the run, then to 0"
+
+
+def _estimate(of: Influence | Estimate) -> Estimate:
+    return interval(of) if isinstance(of, Influence) else of
 
 
 def _bounds(e: Estimate, shown: Any) -> str:

@@ -215,7 +215,7 @@ class EarlyStopping:
 
     def headline(self, claim: str = "C1") -> str:
         """What was found, in one sentence."""
-        said = "; ".join(f"{words.points(interval(self.help(name)))} on {name}" for name in ("D_NR", "D_R", "D"))
+        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in ("D_NR", "D_R", "D"))
         return (
             f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
             "(points of success)."
@@ -227,9 +227,9 @@ class EarlyStopping:
             name: {
                 "seeds": str(run.seeds),
                 "stopped at epoch": f"{self.stops[name]:g}",
-                "success there": words.percent(interval(run.at(self.stops[name]))),
-                "success at the end": words.percent(interval(run.at())),
-                "gain, points": words.points(interval(self.help(name))),
+                "success there": words.percent(run.at(self.stops[name])),
+                "success at the end": words.percent(run.at()),
+                "gain, points": words.points(self.help(name)),
             }
             for name, run in self.curves.items()
         }
@@ -243,8 +243,8 @@ class EarlyStopping:
             best, close = pilots.most(robust), run.nearest(self.stops[name])
             rows[name] = {
                 "stopped at epoch": f"{self.stops[name]:g}",
-                "robust accuracy there": f"{words.percent(interval(run.at(close, WEAK)))}, epoch {close:g}",
-                "at the end": words.percent(interval(run.at(attack=WEAK))),
+                "robust accuracy there": f"{words.percent(run.at(close, WEAK))}, epoch {close:g}",
+                "at the end": words.percent(run.at(attack=WEAK)),
                 "highest": f"{words.percent(robust[best])}, epoch {best:g}",
             }
         return pd.DataFrame(rows).T.rename_axis("trained on")
@@ -294,5 +294,5 @@ def step_table(lab: Lab) -> pd.DataFrame:
     rows: dict[int, dict[str, str]] = {}
     for (steps, name), run in lab.curves(by_steps(lab)).items():
         for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}")):
-            rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(interval(run.at(attack=attack)))
+            rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(run.at(attack=attack))
     return pd.DataFrame(rows).T.fillna(words.MISSING).rename_axis("steps of inversion")

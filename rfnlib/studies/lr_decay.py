@@ -17,7 +17,7 @@ import pandas as pd
 from rfnlib import claims, words
 from rfnlib.claims import Claim, Gate
 from rfnlib.curves import TransferCurve
-from rfnlib.intervals import Influence, average, interval
+from rfnlib.intervals import Influence, average
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scale import CONSTANT, decaying
@@ -129,7 +129,7 @@ class Peak:
     def headline(self, claim: str = "C2") -> str:
         """What was found, in one sentence."""
         both = sum(self.above_constant(d).value > 0 and self.above_end(d).value > 0 for d in self.decays)
-        jump, decline = (words.against(interval(of)) for of in (self.jump(), self.decline()))
+        jump, decline = (words.against(of) for of in (self.jump(), self.decline()))
         return (
             f"{self.verdict(claim).answer}: {words.count(self.after, 'epoch')} after it, success on "
             f"{words.count(len(self.targets), 'target')} is {jump} that of the run that did not decay, and {decline} "
@@ -195,8 +195,8 @@ class Peak:
             name: {
                 "seeds": str(run.seeds),
                 "highest at epoch": f"{run.best:g}",
-                "success there": words.percent(interval(run.at(run.best))),
-                "success at the end": words.percent(interval(run.at())),
+                "success there": words.percent(run.at(run.best)),
+                "success at the end": words.percent(run.at()),
                 "natural accuracy there": words.percent(run.mean("accuracy", run.best)),
                 "at the end": words.percent(run.mean("accuracy")),
                 "training accuracy at the end": words.percent(run.mean("training")),

@@ -26,7 +26,7 @@ from rfnlib import claims, words
 from rfnlib.attacks import IterativeAttack
 from rfnlib.claims import Claim, Gate
 from rfnlib.curves import SharpnessCurve, TransferCurve
-from rfnlib.intervals import Estimate, Influence, interval, over_seeds, slope
+from rfnlib.intervals import Estimate, Influence, over_seeds, slope
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.scale import Arch
@@ -94,12 +94,10 @@ def main(lab: Lab, arch: Arch | None = None, attack: IterativeAttack | None = No
 
 def along(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
     """RFN and SAM along their training: are they trained to the end? Notebook 03 looks at their sharpness there."""
-    scale, found = lab.scale, {}
-    for name in RUNS.values():
-        specs = main(lab, arch)[name].specs
-        epochs = (*scale.sharp_at(specs[0].schedule, fine=False), pilots.late(scale))
-        found[name] = Arm(f"{name} along its training", specs, At(scale.transfer, epochs))
-    return found
+    scale, of = lab.scale, main(lab, arch)
+    epochs = (*scale.sharp_at(Step(scale.lr, scale.standard), fine=False), pilots.late(scale))
+    at = At(scale.transfer, epochs)
+    return {name: Arm(f"{name} along its training", of[name].specs, at) for name in RUNS.values()}
 
 
 def grid(lab: Lab, above: bool = False) -> dict[float, Arm]:
@@ -263,7 +261,7 @@ class Gains:
 
     def headline(self, claim: str) -> str:
         """What was found on `claim`, in one sentence."""
-        found, answer = words.points(interval(self.primary(claim))), self.verdict(claim).answer
+        found, answer = words.points(self.primary(claim)), self.verdict(claim).answer
         if claim == "C6":
             return (
                 f"{answer}: each doubling of ρ up to {self.rho:g} changes it by {found} points, and natural accuracy "
@@ -277,7 +275,7 @@ class Gains:
         )
         if claim == "C5" and self.best in self.curves:
             seeds = words.count(self.curves[self.best].seeds, "seed")
-            gain = words.points(interval(self.gain(self.best)))
+            gain = words.points(self.gain(self.best))
             said += f"; {self.best}, the best other minimizer on pilots, differs by {gain} ({seeds})"
         return f"{said}."
 
@@ -300,9 +298,9 @@ class Gains:
         settled = "" if plain or len(followed.epochs) == 1 else "yes" if pilots.settled(followed) else "no"
         return {
             "seeds": str(run.seeds),
-            "success": words.percent(interval(run.at(epoch))),
-            "over SGD stopped early, points": "" if early else words.points(interval(self.gain(name))),
-            "over SGD at its end, points": "" if plain else words.points(interval(self.gain(name, end))),
+            "success": words.percent(run.at(epoch)),
+            "over SGD stopped early, points": "" if early else words.points(self.gain(name)),
+            "over SGD at its end, points": "" if plain else words.points(self.gain(name, end)),
             "natural accuracy": words.percent(run.mean("accuracy", epoch)),
             "training accuracy": words.percent(run.mean("training", epoch)),
             "trained to the end": settled,
@@ -338,8 +336,8 @@ def under_other_attacks(lab: Lab) -> pd.DataFrame:
         with suppress(MissingRecord):
             curves = lab.curves(main(lab, attack=attack), needed=("SGD", *RUNS.values()))
             early = curves["SGD"].at(curves["SGD"].epochs[0])
-            gains = {n: words.points(interval(curves[n].at() - early)) for n in RUNS.values()}
-            rows[name] = {"SGD, stopped early": words.percent(interval(early)), **gains}
+            gains = {n: words.points(curves[n].at() - early) for n in RUNS.values()}
+            rows[name] = {"SGD, stopped early": words.percent(early), **gains}
     return pd.DataFrame(rows).T.rename_axis("attack")
 
 
@@ -357,7 +355,7 @@ class Sweep:
             flat = self.sharpness.get(rho)
             rows[f"{rho:g}" if rho else "0 (SGD)"] = {
                 "seeds": str(run.seeds),
-                "success": words.percent(interval(run.at())),
+                "success": words.percent(run.at()),
                 "natural accuracy": words.percent(run.mean("accuracy")),
                 **{
                     label: words.number(float(flat.at(measure=m).mean()) if flat else None)

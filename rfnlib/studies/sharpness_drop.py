@@ -180,7 +180,7 @@ class Drop:
         """Success and sharpness under the standard schedule, from its last decay to the end of the run."""
         rows = {
             f"{e:g}": {
-                "success": words.percent(interval(self.success[self.standard].at(e))),
+                "success": words.percent(self.success[self.standard].at(e)),
                 **{words.MEASURES[m]: words.level(self.level(self.standard, e, m)) for m in LATE},
                 "training loss": words.number(float(self.sharpness[self.standard].at(e, "train_loss").mean())),
             }

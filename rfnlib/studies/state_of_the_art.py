@@ -250,10 +250,10 @@ class StateOfTheArt:
         """What was found, in one sentence."""
         answer = self.verdict(claim).answer
         if claim == "C7":
-            said = words.against(interval(self.rivalry.against(self.rivalry.rival)))
+            said = words.against(self.rivalry.against(self.rivalry.rival))
             return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
         better = sum(self.grid.over_sgd(t).value > 0 for t in self.grid.techniques)
-        said = words.against(interval(self.grid.added()))
+        said = words.against(self.grid.added())
         return (
             f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
             f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
@@ -303,10 +303,10 @@ class Rivalry:
             sharp, correct = self.sharpness.get(name), self.robustness.get(name)
             rows[name] = {
                 "seeds": str(c.seeds),
-                "success": words.percent(interval(c.at())),
-                "RFN less this, points": "" if name == "RFN" else words.points(interval(self.against(name))),
+                "success": words.percent(c.at()),
+                "RFN less this, points": "" if name == "RFN" else words.points(self.against(name)),
                 "mean rank": f"{ranks[name]:.1f}",
-                "success on robust targets": words.percent(interval(robust.at()) if robust else None),
+                "success on robust targets": words.percent(robust.at() if robust else None),
                 "natural accuracy": words.percent(c.mean("accuracy")),
                 f"robust accuracy ({WEAK})": words.percent(correct.at(attack=WEAK).value if correct else None),
                 "λ₁": words.number(float(sharp.at().mean()) if sharp else None),
