@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +145,41 @@ def test_runs_with_a_target_from_outside_have_a_cost(lab):
     assert len(left) == 1 and Pace(here).seconds(left.values()) > 0
     here.measure(m)
     assert not Ledger(here).left(m)
+
+
+# --- in other processes ---------------------------------------------------------------------------------------------
+
+MODULE = """
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from rfnlib import outside, scales, studies
+from rfnlib.measurements import At, Measurement
+from rfnlib.scale import Target
+from test_outside import SMALL, perceptron
+
+theirs, mine = outside.register("theirs", perceptron(1)), outside.register("mine", perceptron())
+SCALE = scales.SCALES["small"] = replace(SMALL, targets=(Target(theirs, 1),))
+study = ModuleType("study")
+study.CLAIMS = ("W1",)
+study.plan = lambda lab: iter([Measurement(mine, At(SCALE.transfer, (1.0,)))])
+studies.STUDIES[:] = [study]
+"""
+
+
+def test_run_and_its_workers_know_networks_from_outside(tmp_path):
+    (tmp_path / "theirs.py").write_text(MODULE)
+    env = {
+        **os.environ, "RFN_EXTENSIONS": "theirs", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parent}:{Path.cwd()}",
+        **{f"RFN_{name.upper()}": str(tmp_path / name) for name in ("records", "cache", "weights")},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "rfnlib", "run", "--scale", "small", "--device", "cpu", "--workers", "1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "records" / "small").glob("*.json"))
+    assert names == ["clean-theirs-outside", "transfer-mine-outside"]
+    assert not (tmp_path / "cache" / "snapshots").exists(), "nothing was trained"
