@@ -6,10 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rfnlib import data, outside, paths
+from rfnlib import data, outside, paths, studies
 from rfnlib.__main__ import main
+from rfnlib.claims import judge
+from rfnlib.intervals import Influence, interval
+from rfnlib.lab import Lab
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "how-to").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -34,6 +38,32 @@ def test_a_how_to_runs_as_printed_in_order(page, tmp_path, monkeypatch, capsys):
     for number, block in enumerate(code(page), 1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
     assert capsys.readouterr().out, "it shows something"
+
+
+def test_verdicts_by_hand_are_those_of_the_library(capsys):
+    """Of the recorded smoke scale the differences, and of made-up tables of five seeds the words and intervals."""
+    (page,) = (page for page in PAGES if page.stem == "recompute-verdicts")
+    names: dict = {}
+    for block in code(page):
+        exec(compile(block, page.name, "exec"), names)
+    told = dict(re.findall(r"^(C\d)[^+-]* ([+-]\d+\.\d) ", capsys.readouterr().out, re.MULTILINE))
+    ours = {claim: verdict.estimates[-1].value for claim, (verdict, _) in studies.verdicts(Lab("smoke"))}
+    assert told.keys() == ours.keys() - {"C3"}
+    assert {claim: float(value) for claim, value in told.items()} == pytest.approx(
+        {claim: 100 * value for claim, value in ours.items() if claim != "C3"}, abs=0.051
+    )
+    assert np.exp(names["drop"].mean()) == pytest.approx(np.exp(ours["C3"]))
+    words = set()
+    for seed in range(60):
+        drawn = np.random.default_rng(seed)
+        rate = drawn.choice([0.25, 0.4, 0.55], p=[0.25, 0.5, 0.25]) + drawn.normal(0, 0.01, (5, 1))
+        d = (drawn.random((5, 600)) < rate).astype(float) - (drawn.random((5, 600)) < 0.4)
+        centre, error, freedom = names["estimate"](d)
+        found = interval(Influence(d.mean(), d - d.mean(), np.ones(600, bool), (-1.0, 1.0)))
+        assert (centre, error, freedom) == pytest.approx((found.centre, found.error, found.freedom))
+        words |= {names["word"](centre, error, freedom, 5, 0.03)}
+        assert names["word"](centre, error, freedom, 5, 0.03) == judge("C4", found).word
+    assert words == {"supported", "contradicted", "no effect", "inconclusive"}
 
 
 def test_there_is_a_how_to_for_each_way_to_bring_ones_own():
