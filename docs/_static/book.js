@@ -1,5 +1,11 @@
-// Whatever scrolls on its own can be scrolled from the keyboard.
+// Whatever scrolls on its own can be scrolled from the keyboard, and a figure opens in full size, to be read on a phone.
 document.addEventListener("DOMContentLoaded", () => {
+  for (const image of document.querySelectorAll(".cell_output img")) {
+    const link = document.createElement("a");
+    link.href = image.src;
+    image.replaceWith(link);
+    link.append(image);
+  }
   const mark = () => document.querySelectorAll("pre, .table-wrapper, .text_html, div.math").forEach(box => {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
