@@ -20,7 +20,7 @@ from sphinx.domains.python import PythonDomain
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from test_packaging import FLOORS, MODULES, project  # noqa: E402  (the floors are those that tests hold)
+from test_packaging import FLOORS, MODULES, project, resolved  # noqa: E402  (the floors are those that tests hold)
 
 from rfnlib import __version__  # noqa: E402
 from rfnlib.addresses import addresses  # noqa: E402
@@ -165,12 +165,19 @@ def without_list(signature: re.Match) -> str:
     return plain.replace("<dd>", '<span class="argument">').replace("</dd>", "</span>")
 
 
+def home(link: re.Match) -> str:
+    """The page of the module in whose name something is documented."""
+    return f"docs/api/rfnlib.{resolved(link[1])}".removesuffix(".__init__") + f".html#{link[1]}"
+
+
 def mend_lists(app, page, template, context, doctree) -> None:
     """What others write in a way that screen readers stumble over."""
     tree = context["furo_navigation_tree"]  # its captions are headings of no level
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if page.startswith("docs/api/"):  # a signature of several lines is a list of definitions that define nothing
         context["body"] = re.sub('<dt class="sig.*?</dt>', without_list, context["body"], flags=re.DOTALL)
+    if page.startswith("_modules/"):  # what two modules offer leads back to one of them, at the other's place
+        context["body"] = re.sub(r"docs/api/[\w.]+\.html#(rfnlib[\w.]+)", home, context["body"])
     if page == "_modules/index":  # a list directly in a list, and a module that has no page
         items = re.findall('<li><a href="rfnlib.*?</li>', context["body"])
         context["body"] = f"<h1>{context['title']}</h1>\n<ul>{''.join(items)}</ul>"
