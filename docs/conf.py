@@ -51,6 +51,7 @@ myst_heading_anchors = 4
 default_role = "py:obj"  # `name` in a docstring: a link where there is such a thing, else code
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # what torch says of `forward` says nothing of ours
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

@@ -10,10 +10,12 @@ import ast
 import re
 from collections import defaultdict
 from functools import cache
+from html import unescape
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 from rfnlib import addresses
 from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
@@ -149,6 +151,15 @@ def test_images_have_alternative_text(path):
         for kind in output.get("data", {}):
             if kind.startswith("image/"):
                 assert output.metadata.get(kind, {}).get("alt"), f"an {kind} without alt text"
+
+
+@each_notebook
+def test_alternative_text_reaches_an_export(path):
+    """Of nbconvert's templates for HTML the one called lab leaves it out; classic does not."""
+    html, _ = HTMLExporter(template_name="classic").from_filename(path)
+    assert "No description has been provided" not in html
+    described = [o.metadata["image/png"]["alt"] for o in outputs(path) if "image/png" in o.get("data", {})]
+    assert described and all(f'alt="{alt}"' in unescape(html) for alt in described)
 
 
 @each_notebook
