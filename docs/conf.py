@@ -166,18 +166,19 @@ def without_list(signature: re.Match) -> str:
     return plain.replace("<dd>", '<span class="argument">').replace("</dd>", "</span>")
 
 
-def home(link: re.Match) -> str:
-    """The page of the module in whose name something is documented."""
-    return f"docs/api/rfnlib.{resolved(link[1])}".removesuffix(".__init__") + f".html#{link[1]}"
-
-
 def mend_lists(app, page, template, context, doctree) -> None:
     """What others write in a way that screen readers stumble over."""
     tree = context["furo_navigation_tree"]  # its captions are headings of no level
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if page.startswith("docs/api/"):  # a signature of several lines is a list of definitions that define nothing
         context["body"] = re.sub('<dt class="sig.*?</dt>', without_list, context["body"], flags=re.DOTALL)
-    if page.startswith("_modules/"):  # what two modules offer leads back to one of them, at the other's place
+    if page.startswith("_modules/rfnlib/"):  # what another module offers too leads back to where it is defined
+
+        def home(link: re.Match) -> str:
+            name = link[1].removeprefix(f"rfnlib.{resolved(link[1])}.")
+            return f"docs/api/{module}.html#{module}.{name}" if name != link[1] else link[0]
+
+        module = page.removeprefix("_modules/").replace("/", ".")
         context["body"] = re.sub(r"docs/api/[\w.]+\.html#(rfnlib[\w.]+)", home, context["body"])
     if page == "_modules/index":  # a list directly in a list, and a module that has no page
         items = re.findall('<li><a href="rfnlib.*?</li>', context["body"])
