@@ -47,7 +47,7 @@ def test_verdicts_by_hand_are_those_of_the_library(capsys):
     for block in code(page):
         exec(compile(block, page.name, "exec"), names)
     told = dict(re.findall(r"^(C\d)[^+\n-]* ([+-]\d+\.\d) ", capsys.readouterr().out, re.MULTILINE))
-    ours = {claim: verdict.estimates[-1].value for claim, (verdict, _) in studies.verdicts(Lab("smoke"))}
+    ours = {claim: verdict.estimates[-1].value for claim, (verdict, _) in studies.verdicts(Lab("smoke")).items()}
     assert told.keys() == ours.keys() - {"C3"}
     assert {claim: float(value) for claim, value in told.items()} == pytest.approx(
         {claim: 100 * value for claim, value in ours.items() if claim != "C3"}, abs=0.051
