@@ -14,6 +14,7 @@ from rfnlib.__main__ import main
 from rfnlib.claims import judge
 from rfnlib.intervals import Influence, interval
 from rfnlib.lab import Lab
+from rfnlib.studies import rfn_gains
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "how-to").glob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -62,7 +63,7 @@ def test_verdicts_by_hand_are_those_of_the_library(capsys):
         found = interval(Influence(d.mean(), d - d.mean(), np.ones(600, bool), (-1.0, 1.0)))
         assert (centre, error, freedom) == pytest.approx((found.centre, found.error, found.freedom))
         words |= {names["word"](centre, error, freedom, 5, 0.03)}
-        assert names["word"](centre, error, freedom, 5, 0.03) == judge("C4", found).word
+        assert names["word"](centre, error, freedom, 5, 0.03) == judge(rfn_gains.CLAIMS["C4"], found).word
     assert words == {"supported", "contradicted", "no effect", "inconclusive"}
 
 
