@@ -152,7 +152,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     name, model = given(options.model)
     lab = Lab(options.scale, "run", options.seeds, options.device)
-    print(evaluate(model, name, lab, options.role).T.to_string())
+    print(evaluate(model, name, lab, options.role).to_string())
     print(f"recorded in {lab.folder.name}/*-{name}-outside-*.json, and the others there")
     return DONE
 
