@@ -27,6 +27,7 @@ from rfnlib.measurements import Arm, At
 from rfnlib.outside import Outside
 from rfnlib.probes import Transfer
 from rfnlib.scale import Scale, Target
+from rfnlib.snapshots import weights_digest
 from rfnlib.specs import parse
 from rfnlib.studies import state_of_the_art
 from rfnlib.training import steps_per_epoch
@@ -75,6 +76,11 @@ def arm_of(theirs: Outside, lab: Lab) -> Arm:
 def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
     """A row a surrogate, the most successful first: `theirs`, and those of claim C7 that are recorded completely."""
     _require_released(lab, "standard")
+    targets, _, digests = lab.clean("standard")
+    own = weights_digest(outside.model_of(theirs).state_dict())
+    same = [target.name for target, digest in zip(targets, digests, strict=True) if digest == own]
+    white_box = f"{theirs.name} is the target {''.join(same[:1])} itself, which is a white box to it"
+    require(not same, f"{white_box}; give another model, or the role 'target'.")
     view = lab.replaying()
     recorded: list[Arm] = []
     with suppress(MissingRecord):  # a choice that the others rest on

@@ -123,6 +123,9 @@ def test_a_model_that_is_used_wrongly_is_not_measured(lab):
         evaluate.evaluate(zoo.load("small/ours"), "mine", lab, "victim")
     with pytest.raises(ValueError, match=r"large does not take images .1, 8, 8. of digits .mat1 and mat2.*; give"):
         evaluate.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), "large", lab)
+    itself = zoo.load("small/cnn-w4-onecycle-s1001")
+    with pytest.raises(ValueError, match=r"mine is the target cnn .width 4., seed 1001 itself, which is a white box"):
+        evaluate.evaluate(itself, "mine", lab)
     assert not [*lab.folder.glob("*guess*"), *lab.folder.glob("*large*")]
 
 
