@@ -26,7 +26,7 @@ def elsewhere(tmp_path, monkeypatch):
         for claim in claims or ():
             studies.of(claim)
         m = Measurement(lab.scale.surrogate(Step(0.05), 0), At(lab.scale.transfer, (1.0, 2.0)))
-        return [*m.needs(lab.scale), m] if claims != () else m.needs(lab.scale)
+        return [*m.needs(lab.scale), m] if claims is None or claims else m.needs(lab.scale)
 
     monkeypatch.setattr(studies, "plan", plan)
     return tmp_path

@@ -79,7 +79,7 @@ def test_a_target_from_outside_is_attacked_with_the_others_and_may_give_labels_a
     scale = replace(SMALL, targets=(*SMALL.targets, *more))
     here = lab(scale=scale)
     spec = scale.surrogate(scale.schedules()["constant"], 0)
-    hits = here.transfer(spec, (1.0,)).hits[0]
+    hits = here.read(Arm("constant", [spec], At(Transfer(SMALL.attack), (1.0,)))).hits[0]
     assert hits.adv_wrong.shape == (1, 20, 3) and np.array_equal(hits.adv_wrong[..., 1], hits.adv_wrong[..., 2])
     assert np.array_equal(hits.clean_wrong[:, 1], hits.clean_wrong[:, 2])
     table = here.target_table("test")
@@ -158,7 +158,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rfnlib import outside, scales, studies
-from rfnlib.measurements import At, Measurement
+from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.scale import Target
 from test_outside import SMALL, perceptron
 
