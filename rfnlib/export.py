@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rfnlib import records, words
 from rfnlib.intervals import interval, share
 from rfnlib.lab import Lab
-from rfnlib.probes import Sharpness
-from rfnlib.transfer import Hits, success
+from rfnlib.probes import Sharpness, outcomes
+from rfnlib.transfer import success
 
 
 def table(lab: Lab) -> pd.DataFrame:
@@ -61,15 +60,10 @@ def _transfer(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str
     for against in ("standard", "robust"):
         if record.settings["targets"] != [scale.target(t).key() for t in scale.targets_of(against)]:
             continue
-        targets, clean, _ = lab.clean(against)
         role = against if against == "robust" else "validation" if record.spec.seed in scale.pilots else "test"
-        images = (np.arange(len(clean)) < scale.test_images) == (role != "validation")
-        chosen = np.array([t.role == role for t in targets])
-        wrong = records.unpack(row["adv_wrong"], (len(clean), len(targets)))
-        own = records.unpack(row["surrogate_wrong"], (len(clean),))
-        hits = Hits(wrong[None, images][:, :, chosen], clean[images][:, chosen], own[None, images])
+        (hits,) = outcomes(lab, against, role, [[row]], record.name)
         found |= {"targets": role, **_estimate("success", success(hits))}
-        names = [t.name for t, c in zip(targets, chosen, strict=True) if c]
+        names = [t.name for t in scale.targets_of(against) if t.role == role]
         found |= {f"on {name}": success(hits, targets=[i]).value for i, name in enumerate(names)}
     return found
 

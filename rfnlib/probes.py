@@ -131,31 +131,8 @@ class Transfer:
     ) -> TransferCurve:
         """The curve on the test images and targets; `role` "validation": on those that choices are made by."""
         role = role or ("test" if self.against == "standard" else self.against)
-        targets, clean, digests = lab.clean(self.against)
-        keep = (np.arange(len(clean)) < lab.scale.test_images) == (role != "validation")
-        wanted = np.array([t.role == role for t in targets])
-        for of in rows:
-            for row in of:
-                if row["targets"] != digests:
-                    raise records.BadRecord(
-                        f"{arm.name} was recorded against other weights of the targets than those whose clean errors "
-                        "are recorded; delete the records of one of the two (the older `clean-…` or `transfer-…` "
-                        "files) and run again."
-                    )
-
-        def packed(row: Row, name: str, *shape: int) -> np.ndarray:
-            return records.unpack(row[name], (len(clean), *shape))
-
-        hits = tuple(
-            transfer.Hits(
-                np.stack([packed(of[e], "adv_wrong", len(targets)) for of in rows])[:, keep][:, :, wanted],
-                clean[keep][:, wanted],
-                np.stack([packed(of[e], "surrogate_wrong") for of in rows])[:, keep],
-            )
-            for e in range(len(at.epochs))
-        )
-
-        names = tuple(t.name for t in targets if t.role == role)
+        hits = outcomes(lab, self.against, role, rows, arm.name)
+        names = tuple(t.name for t in lab.scale.targets_of(self.against) if t.role == role)
         columns = ("accuracy", "train_accuracy", "train_loss", "epochs_of_passes", "l2")
         # None, which is NaN, where a network from outside has no value.
         values = (np.array([[row.get(name) for row in of] for of in rows], float) for name in columns)
@@ -282,6 +259,34 @@ class Robustness:
 
     def passes(self, scale: Scale) -> float:
         return self.images * self.steps * self.restarts * len(self.balls)
+
+
+def outcomes(lab: Lab, against: str, role: str, rows: Sequence[Sequence[Row]], name: str) -> tuple[transfer.Hits, ...]:
+    """What rows of transfer recorded of `name` on the images and targets of `role`, epoch by epoch.
+
+    Args:
+        against: "standard" or "robust", as the rows were.
+        role: of the targets; "validation" has images of its own.
+        rows: by seed and epoch.
+
+    Raises:
+        BadRecord: rows against other weights of the targets than those whose clean errors are recorded.
+    """
+    targets, clean, digests = lab.clean(against)
+    if any(row["targets"] != digests for of in rows for row in of):
+        raise records.BadRecord(
+            f"{name} was recorded against other weights of the targets than those whose clean errors are recorded; "
+            "delete the records of one of the two (the older `clean-…` or `transfer-…` files) and run again."
+        )
+    images = (np.arange(len(clean)) < lab.scale.test_images) == (role != "validation")
+    wanted = np.array([t.role == role for t in targets])
+
+    def hits(rows: Sequence[Row]) -> transfer.Hits:
+        adversarial = np.stack([records.unpack(row["adv_wrong"], clean.shape) for row in rows])
+        own = np.stack([records.unpack(row["surrogate_wrong"], (len(clean),)) for row in rows])
+        return transfer.Hits(adversarial[:, images][:, :, wanted], clean[images][:, wanted], own[:, images])
+
+    return tuple(hits(of) for of in zip(*rows, strict=True))
 
 
 def ball(norm: str, eps: float) -> str:
