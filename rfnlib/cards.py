@@ -36,7 +36,7 @@ def card(lab: Lab) -> str:
         found = measured(lab, spec, about["iteration"])
         data |= {about["data"]} if "data" in about else set()
         network, size = Arch(spec.arch, spec.width, spec.stem).label, f"{path.stat().st_size / 1000:.0f}"
-        how = (_trained(spec), words.schedule(spec.schedule), str(found.get("epoch", "")), str(spec.seed))
+        how = (words.trained(spec), words.schedule(spec.schedule), str(found.get("epoch", "")), str(spec.seed))
         figures = (words.percent(found.get("accuracy")), words.number(found.get("top")))
         rows.append((name, network, *how, *figures, found.get("weights", words.MISSING), size))
     lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
@@ -53,21 +53,16 @@ def measured(lab: Lab, spec: TrainSpec, iteration: int) -> dict[str, Any]:
     return {name: value for row in rows for name, value in row.items()}
 
 
+def write(lab: Lab) -> bool:
+    """Write the card of `lab`'s scale beside its weights; whether that changes it."""
+    path, text = lab.weights / "README.md", card(lab)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.write_text(text, encoding="utf-8")
+    return True
+
+
 def update() -> list[str]:
     """Write the card of every scale that has released weights beside them; the names of those that changed."""
-    changed = []
-    for scale in scales.SCALES.values():
-        lab = Lab(scale, "replay")
-        if not zoo.files(scale.name, lab.weights.parent):
-            continue
-        path, text = lab.weights / "README.md", card(lab)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-            changed.append(scale.name)
-    return changed
-
-
-def _trained(spec: TrainSpec) -> str:
-    said = [words.minimizer(spec.minimizer)]
-    said += [f"against {words.adversary(spec.adversary)}"] if spec.adversary else []
-    return "; ".join(said)
+    labs = [Lab(scale, "replay") for scale in scales.SCALES.values()]
+    return [lab.scale.name for lab in labs if zoo.files(lab.scale.name, lab.weights.parent) and write(lab)]

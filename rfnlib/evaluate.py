@@ -21,12 +21,10 @@ from torch import nn
 
 from rfnlib import adapters, outside, words, zoo
 from rfnlib.checks import require
-from rfnlib.intervals import interval
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At
 from rfnlib.outside import Outside
-from rfnlib.probes import Transfer
-from rfnlib.scale import Scale, Target
+from rfnlib.scale import Target
 from rfnlib.snapshots import weights_digest
 from rfnlib.specs import parse
 from rfnlib.studies import state_of_the_art
@@ -63,14 +61,9 @@ def evaluate(model: nn.Module, name: str, lab: Lab, role: str = "surrogate") -> 
 # --- as a surrogate -------------------------------------------------------------------------------------------------
 
 
-def questions(scale: Scale) -> tuple[Any, ...]:
-    """What notebook 05 asks of each surrogate: success on standard and on robust targets, sharpness, robustness."""
-    return Transfer(scale.attack), Transfer(scale.attack, "robust"), scale.sharpness, scale.robustness
-
-
 def arm_of(theirs: Outside, lab: Lab) -> Arm:
-    """The same questions to `theirs`."""
-    return Arm(theirs.name, [theirs], *(At(probe, (1.0,)) for probe in questions(lab.scale)))
+    """What notebook 05 asks of each surrogate, asked of `theirs`."""
+    return Arm(theirs.name, [theirs], *(At(probe, (1.0,)) for probe in state_of_the_art.questions(lab.scale)))
 
 
 def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
@@ -93,24 +86,17 @@ def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
 
 def row(lab: Lab, arm: Arm) -> dict[str, str]:
     """What notebook 05 says of a surrogate, as far as it can be measured."""
-    standard, resisting, sharpness, robustness = questions(lab.scale)
+    standard, resisting, sharpness, robustness = state_of_the_art.questions(lab.scale)
     weak, *_ = robustness.attacks()
     seen, correct = lab.read(arm, standard), lab.read(arm, robustness)
     robust = None if _unreleased(lab, "robust") else lab.read(arm, resisting)
     sharp = None
-    try:
-        sharp = float(lab.read(arm, sharpness).values["top"].mean())
-    except ValueError:  # no second derivatives, or weights in half precision: see `sharpness`
-        pass
-    passes = float(seen.passes[:, -1].mean())
+    with suppress(ValueError):  # no second derivatives, or weights in half precision: see `sharpness`
+        sharp = lab.read(arm, sharpness)
     return {
         "seeds": str(seen.seeds),
-        "success": words.percent(seen.at(seen.end)),
-        "success on robust targets": words.percent(robust and interval(robust.at(robust.end))),
-        "natural accuracy": words.percent(float(seen.accuracy[:, -1].mean())),
-        f"robust accuracy ({weak})": words.percent(correct.at(correct.end, weak).value),
-        "λ₁": words.number(sharp),
-        "cost, epochs of SGD": words.MISSING if passes != passes else f"{passes:.0f}",
+        "success": words.percent(seen.at()),
+        **state_of_the_art.cells(seen, robust, sharp, correct, weak),
     }
 
 
@@ -145,11 +131,11 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     released = zoo.files(lab.scale.name, lab.weights.parent)
     require(len(released) > 0, f"no network of {lab.scale.name} scale is released; give another scale.")
     mirror = mirrored(theirs, lab)
-    view, rows, (standard, *_) = lab.replaying(), {}, questions(lab.scale)
+    view, rows = lab.replaying(), {}
     for name, path in released.items():
         about = zoo.read(path)[1]
         spec = parse(about["spec"])
-        arm = Arm(name, [spec], At(standard, (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)))
+        arm = Arm(name, [spec], At(lab.scale.transfer, (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)))
         seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {
             f"success on {theirs.name}": words.percent(seen.at()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rfnlib.cards import card
+from rfnlib import cards
 from rfnlib.lab import Lab
 from rfnlib.specs import TrainSpec
 from rfnlib.studies import state_of_the_art
@@ -32,5 +32,5 @@ def release(lab: Lab) -> list[Path]:
         (epoch,) = arms[name].asked[0].epochs
         paths += [lab.release(spec, epoch, f"{slug}-{spec.seed}") for spec in arms[name].specs
                   if isinstance(spec, TrainSpec)]  # fmt: skip
-    (lab.weights / "README.md").write_text(card(lab), encoding="utf-8")
+    cards.write(lab)
     return paths

@@ -12,7 +12,8 @@ from typing import Any
 
 from rfnlib.attacks import IterativeAttack
 from rfnlib.intervals import Estimate, Influence, interval
-from rfnlib.specs import Adversary, Cosine, Cyclic, Minimizer, Schedule, Step
+from rfnlib.outside import Outside
+from rfnlib.specs import Adversary, Cosine, Cyclic, Minimizer, Schedule, Step, TrainSpec
 
 MISSING = "not measured"
 ONE_SEED = "(one seed)"
@@ -211,6 +212,17 @@ def minimizer(m: Minimizer | None) -> str:
     said += [f"ρ rising over {count(int(m.warmup), 'epoch')}"] if m.warmup else []
     said += [f"weights averaged from epoch {m.average_from:g} on"] if m.average_from is not None else []
     return ", ".join([*said, *(f"{SYMBOLS.get(name, name.replace('_', ' '))} {_part(v)}" for name, v in m.options)])
+
+
+def trained(spec: TrainSpec | Outside) -> str:
+    """How a network is trained, but for its learning rate."""
+    said = [minimizer(spec.minimizer)]
+    said += [f"against {adversary(spec.adversary)}"] if spec.adversary else []
+    said += [f"input-gradient penalty λ {spec.input_penalty:g}"] if spec.input_penalty else []
+    said += ["towards another network's predictions"] if spec.witness else []
+    if spec.start and spec.schedule:
+        said.append(f"onwards from SGD's end, learning rate {schedule(spec.schedule)}")
+    return "; ".join(said)
 
 
 def schedule(s: Schedule) -> str:

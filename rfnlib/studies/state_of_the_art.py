@@ -27,8 +27,7 @@ from rfnlib.curves import RobustnessCurve, SharpnessCurve, TransferCurve
 from rfnlib.intervals import Influence, average, interval
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
-from rfnlib.outside import Outside
-from rfnlib.probes import Transfer
+from rfnlib.probes import Probe, Robustness, Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
 from rfnlib.scale import Scale
 from rfnlib.specs import Minimizer, Step, TrainSpec
@@ -76,6 +75,11 @@ ENDS = ("value", "low", "high")
 # --- arms: surrogates, and techniques on them -------------------------------------------------------------
 
 
+def questions(scale: Scale) -> tuple[Probe, Probe, Probe, Robustness]:
+    """What is asked of each surrogate: success on standard and on robust targets, sharpness, robustness."""
+    return Transfer(scale.attack), Transfer(scale.attack, "robust"), scale.sharpness, scale.robustness
+
+
 def arms(lab: Lab) -> dict[str, Arm]:
     """Every surrogate at the epoch where it is used, on standard and on robust targets, and what is looked at beside.
 
@@ -97,8 +101,8 @@ def arms(lab: Lab) -> dict[str, Arm]:
         name: str, of: list[TrainSpec], at: float = end, recipe: Recipe | None = None, single: Recipe | None = None
     ) -> Arm:
         """A surrogate made of runs by `recipe`; `single` makes the one network that is looked at, if they are many."""
-        attacked = [At(Transfer(scale.attack, against), (at,), recipe) for against in ("standard", "robust")]
-        return Arm(name, of, *attacked, At(scale.sharpness, (at,), single), At(scale.robustness, (at,), single))
+        made = (recipe, recipe, single, single)
+        return Arm(name, of, *(At(probe, (at,), what) for probe, what in zip(questions(scale), made, strict=True)))
 
     penalised = onwards(scale.lr / 2, minimizer=Minimizer("GNP", 0.1))
     return by_name(
@@ -119,7 +123,7 @@ def contender_table(lab: Lab) -> pd.DataFrame:
     """How each surrogate is trained, when it is used, and what of it is attacked."""
     rows = {
         name: {
-            "trained by": _trained(arm.specs[0]),
+            "trained by": words.trained(arm.specs[0]),
             "used at epoch": f"{arm.question().epochs[-1]:g} of {arm.specs[0].epochs}",
             "attacked": _attacked(arm.question().recipe),
             "seeds": str(len(arm.specs)),
@@ -127,16 +131,6 @@ def contender_table(lab: Lab) -> pd.DataFrame:
         for name, arm in arms(lab).items()
     }
     return pd.DataFrame(rows).T.rename_axis("surrogate")
-
-
-def _trained(spec: TrainSpec | Outside) -> str:
-    said = [words.minimizer(spec.minimizer)]
-    said += [f"against {words.adversary(spec.adversary)}"] if spec.adversary else []
-    said += [f"input-gradient penalty λ {spec.input_penalty:g}"] if spec.input_penalty else []
-    said += ["towards another network's predictions"] if spec.witness else []
-    if spec.start and spec.schedule:
-        said.append(f"onwards from SGD's end, learning rate {words.schedule(spec.schedule)}")
-    return "; ".join(said)
 
 
 def _attacked(recipe: Recipe | None) -> str:
@@ -224,9 +218,9 @@ class StateOfTheArt:
         Raises:
             MissingRecord: in replay, RFN or its rival is not recorded.
         """
-        scale, rival, found = self.lab.scale, pilots.best_rival(self.lab), arms(self.lab)
+        rival, found = pilots.best_rival(self.lab), arms(self.lab)
         curves = self.lab.curves(found, needed=("RFN", rival))
-        beside = (Transfer(scale.attack, "robust"), scale.sharpness, scale.robustness)
+        _, *beside = questions(self.lab.scale)
         return Rivalry(rival, curves, *(self.lab.curves(found, probe) for probe in beside))
 
     @cached_property
@@ -299,20 +293,30 @@ class Rivalry:
         """One row a surrogate, the most successful first."""
         rows, ranks = {}, self.ranks()
         for name in self.by_success():
-            c, robust = self.curves[name], self.robust.get(name)
-            sharp, correct = self.sharpness.get(name), self.robustness.get(name)
+            c = self.curves[name]
             rows[name] = {
                 "seeds": str(c.seeds),
                 "success": words.percent(c.at()),
                 "RFN less this, points": "" if name == "RFN" else words.points(self.against(name)),
                 "mean rank": f"{ranks[name]:.1f}",
-                "success on robust targets": words.percent(robust.at() if robust else None),
-                "natural accuracy": words.percent(c.mean("accuracy")),
-                f"robust accuracy ({WEAK})": words.percent(correct.at(attack=WEAK).value if correct else None),
-                "λ₁": words.number(float(sharp.at().mean()) if sharp else None),
-                "cost, epochs of SGD": f"{c.mean('passes'):.0f}",
+                **cells(c, self.robust.get(name), self.sharpness.get(name), self.robustness.get(name)),
             }
         return pd.DataFrame(rows).T.rename_axis("surrogate")
+
+
+def cells(
+    c: TransferCurve, robust: TransferCurve | None, sharp: SharpnessCurve | None, correct: RobustnessCurve | None,
+    weak: str = WEAK,
+) -> dict[str, str]:  # fmt: skip
+    """What is said of a surrogate beside its success, as far as it is measured; `weak` is the ball of `correct`."""
+    passes = c.mean("passes")  # NaN of a network from outside
+    return {
+        "success on robust targets": words.percent(robust.at() if robust else None),
+        "natural accuracy": words.percent(c.mean("accuracy")),
+        f"robust accuracy ({weak})": words.percent(correct.at(attack=weak).value if correct else None),
+        "λ₁": words.number(float(sharp.at().mean()) if sharp else None),
+        "cost, epochs of SGD": words.MISSING if np.isnan(passes) else f"{passes:.0f}",
+    }
 
 
 @dataclass(frozen=True)
