@@ -68,9 +68,9 @@ def lgv(scale: Scale, seed: int) -> TrainSpec:
 # --- arms -----------------------------------------------------------------------------------------------
 
 
-def late(scale: Scale) -> float:
-    """The epoch at which the last quarter of a surrogate's training begins."""
-    return 0.75 * scale.end
+def late(end: float) -> float:
+    """The epoch at which the last quarter of a training of so many epochs begins."""
+    return 0.75 * end
 
 
 def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
@@ -83,13 +83,13 @@ def arms(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
     first = arch in (None, scale.surrogates[0])
     seeds = scale.pilots if first else scale.pilots[:1]
     standard = [scale.flat(None, seed, arch) for seed in seeds]
-    along = At(scale.transfer, (*scale.attacked_at(standard[0].schedule), late(scale)))
+    along = At(scale.transfer, (*scale.attacked_at(standard[0].schedule), late(scale.end)))
     found = [Arm("SGD", standard, along)]
     if first:
         constant = [scale.surrogate(Step(scale.lr), seed) for seed in seeds]
         before = [e for e in scale.attacked_at(constant[0].schedule) if e <= min(scale.decays)]
         found.append(Arm("constant", constant, At(scale.transfer, tuple(before))))
-    at_end = At(scale.transfer, (late(scale), scale.end))
+    at_end = At(scale.transfer, (late(scale.end), scale.end))
     found += [Arm(f"ρ = {rho:g}", [sam(scale, rho, s, arch) for s in seeds], at_end) for rho in scale.rhos]
     return by_name(*found)
 
@@ -228,7 +228,7 @@ def flat_long_enough(lab: Lab) -> Gate:
 
 def change(run: TransferCurve) -> float:
     """Of natural accuracy over the last quarter of training, mean over seeds."""
-    return float((run.accuracy[:, -1] - run.accuracy[:, run.index(0.75 * run.end)]).mean())
+    return float((run.accuracy[:, -1] - run.accuracy[:, run.index(late(run.end))]).mean())
 
 
 def settled(run: TransferCurve) -> bool:

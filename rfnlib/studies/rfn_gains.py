@@ -95,7 +95,7 @@ def main(lab: Lab, arch: Arch | None = None, attack: IterativeAttack | None = No
 def along(lab: Lab, arch: Arch | None = None) -> dict[str, Arm]:
     """RFN and SAM along their training: are they trained to the end? Notebook 03 looks at their sharpness there."""
     scale, of = lab.scale, main(lab, arch)
-    epochs = (*scale.sharp_at(Step(scale.lr, scale.standard), fine=False), pilots.late(scale))
+    epochs = (*scale.sharp_at(Step(scale.lr, scale.standard), fine=False), pilots.late(scale.end))
     at = At(scale.transfer, epochs)
     return {name: Arm(f"{name} along its training", of[name].specs, at) for name in RUNS.values()}
 
@@ -114,13 +114,13 @@ def others(lab: Lab) -> dict[str, Arm]:
     Minimizers are attacked also where their last quarter begins, to see whether they are trained to the end.
     """
     scale, seeds = lab.scale, lab.few
-    at = At(scale.transfer, (pilots.late(scale), scale.end))
+    at = At(scale.transfer, (pilots.late(scale.end), scale.end))
     usual = {name: m for name, m in pilots.minimizers(scale).items() if name != "SAM"}
     found = [Arm(name, [scale.flat(m, seed) for seed in seeds], at) for name, m in usual.items()]
     whole = [pilots.sam(scale, pilots.chosen_rho(lab), seed) for seed in seeds]
     half, sooner = scale.epochs // 2, Step(scale.lr, tuple(m / 2 for m in scale.standard))
     found.append(Arm("RFN, half the epochs", [replace(s, epochs=half, schedule=sooner) for s in whole],
-                     At(scale.transfer, (0.75 * half, float(half)))))  # fmt: skip
+                     At(scale.transfer, (pilots.late(half), float(half)))))  # fmt: skip
     return by_name(*found)
 
 
