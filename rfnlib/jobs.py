@@ -22,7 +22,6 @@ from rfnlib import files, snapshots, studies
 from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
-from rfnlib.outside import Outside
 from rfnlib.progress import duration
 from rfnlib.snapshots import Run
 from rfnlib.workers import Place, cluster, measure
@@ -132,8 +131,7 @@ class Todo:
 
     def prune(self) -> int:
         """Delete what nothing that is missing needs of the snapshots and states; return the bytes freed."""
-        runs = [m.spec for m in self.missing if not isinstance(m.spec, Outside)]
-        specs = {spec for run in runs for spec in run.lineage()}
+        specs = {spec for m in self.missing for spec in m.spec.lineage()}
         lab, per_epoch = self.lab, self.ledger.n_train
         digest = lab.dataset().digest
         wanted = [Run(s, digest, per_epoch // s.batch, lab.cache) for s in specs if not s.features]

@@ -313,10 +313,13 @@ class Lab:
                 f"has {snapshots.weights_digest(weights)} here; release it where it was measured, or measure it again."
             )
         path = self._file(spec, epoch, name)
-        cost = {**s.cost, "passes": s.cost["passes"] + self._cost(spec.start)}
-        about = {"spec": spec.describe(), "iteration": s.iteration, "history": s.history, "cost": cost}
-        zoo.write(path, weights, **about, data=self._data_checksum)
+        zoo.write(path, weights, spec=spec.describe(), **self._about(s))
         return path
+
+    def _about(self, s: snapshots.Snapshot) -> dict[str, Any]:
+        """What a released file says of its network besides the spec."""
+        cost = {**s.cost, "passes": s.cost["passes"] + self._cost(s.spec.start)}
+        return {"iteration": s.iteration, "history": s.history, "cost": cost, "data": self._data_checksum}
 
     def _file(self, spec: TrainSpec, epoch: float, name: str = "") -> Path:
         """Where a network of `spec` is released, there or not."""
@@ -338,8 +341,7 @@ class Lab:
 
         def trained() -> tuple[dict, dict]:
             (last,) = self._train(spec, [spec.epochs])
-            about = {"iteration": last.iteration, "history": last.history, "cost": last.cost}
-            return last.weights(), {**about, "data": self._data_checksum}
+            return last.weights(), self._about(last)
 
         found = zoo.obtain(self.weights, spec, trained)
         return self._checked(spec, self._file(spec, spec.epochs), *found)

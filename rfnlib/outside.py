@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from rfnlib import keys
 from rfnlib.checks import require
+
+if TYPE_CHECKING:
+    from rfnlib.specs import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Outside:
         """The digest: networks that are the same under two names are measured once."""
         return self.digest
 
-    def lineage(self) -> Iterator[Outside]:
+    def lineage(self) -> Iterator[TrainSpec]:
         """The runs that it rests on: none of ours."""
         return iter(())
 

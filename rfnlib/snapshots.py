@@ -196,8 +196,7 @@ def read(path: Path, kind: str, key: str) -> Contents:
     """
     content = path.read_bytes()  # once, for another process may delete the file, or put another one in its place
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"]["rfnlib"])
+        about = _described(content[8 : 8 + int.from_bytes(content[:8], "little")])
         seal, tensors = about.pop("seal"), load(content)
         whole = keys.key(about) == seal and keys.digest(tensors) == about["digest"]
         same = (about["kind"], about["key"]) == (kind, key)
@@ -208,6 +207,11 @@ def read(path: Path, kind: str, key: str) -> Contents:
     if not same:
         raise DamagedSnapshot(path, f"it holds the {about['kind']} of another run or step")
     return tensors, about
+
+
+def _described(header: bytes) -> dict[str, Any]:
+    """What the header of a safetensors file says of its tensors in our words."""
+    return json.loads(json.loads(header)["__metadata__"]["rfnlib"])
 
 
 def prune(cache: Path, runs: Iterable[Run], built: bool = False) -> int:
@@ -236,8 +240,7 @@ def _on_built(path: Path) -> bool:
     """Whether a file is of a run on a built data set; a damaged one is of none."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return bool(json.loads(header["__metadata__"]["rfnlib"])["spec"]["features"])
+            return bool(_described(file.read(int.from_bytes(file.read(8), "little")))["spec"]["features"])
     except (ValueError, LookupError, TypeError, MemoryError, OverflowError):
         return False
 

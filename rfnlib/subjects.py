@@ -114,24 +114,23 @@ class Bench:
         These are the data set's own images, whatever the run was trained on: of one trained on D_R or D_NR too. A
         network from outside was trained on others, so it is not asked about these.
         """
-        if isinstance(subject.spec, Outside):
-            images, labels = self.test_images(self.scale.accuracy_images)
-            correct = transfer.predict(predictor(model), images) == labels
-            return {"accuracy": round(float(correct.float().mean()), 4)}
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:
             images, labels = self.test_images(self.scale.accuracy_images)
-            model, loss, right = predictor(model), 0.0, 0
-            for x, y in zip(self.dataset.train_images.split(500), self.dataset.train_labels.split(500), strict=True):
-                with torch.no_grad():
-                    logits = model(data.to_float(x)).float()
-                loss += float(F.cross_entropy(logits, y, reduction="sum"))
-                right += int((logits.argmax(1) == y).sum())
-            n = len(self.dataset.train_labels)
-            found = {"accuracy": round(float((transfer.predict(model, images) == labels).float().mean()), 4),
-                     "train_accuracy": round(right / n, 4), "train_loss": records.rounded(loss / n)}  # fmt: skip
-            self._measured = (named, found)
+            model = predictor(model)
+            accuracy = round(float((transfer.predict(model, images) == labels).float().mean()), 4)
+            on_training = {} if isinstance(subject.spec, Outside) else self._on_training(model)
+            self._measured = (named, {"accuracy": accuracy, **on_training})
         return self._measured[1]
+
+    def _on_training(self, model: nn.Module) -> dict[str, float | None]:
+        loss, right, n = 0.0, 0, len(self.dataset.train_labels)
+        for x, y in zip(self.dataset.train_images.split(500), self.dataset.train_labels.split(500), strict=True):
+            with torch.no_grad():
+                logits = model(data.to_float(x)).float()
+            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            right += int((logits.argmax(1) == y).sum())
+        return {"train_accuracy": round(right / n, 4), "train_loss": records.rounded(loss / n)}
 
 
 def require_images(n: int, there: Tensor, what: str) -> None:
