@@ -1,11 +1,14 @@
 """What several modules of tests set up alike.
 
 `TINY` is a scale small enough for a lab to do all its work inside a test. `start` is a training that leaves no choice
-to the machine it runs on. `same` compares weights to the bit.
+to the machine it runs on. `same` compares weights to the bit. `run_extended` is the command in a process of its own.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,3 +52,15 @@ def start(dataset: Dataset, spec: TrainSpec, cache: Path, at: Sequence[float] | 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two state dicts have the same names and bits."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def run_extended(folder: Path, module: str, text: str, scale: str) -> None:
+    """`rfnlib run` of a scale that the extension `module`, with this text, registers; what it writes is in `folder`."""
+    (folder / f"{module}.py").write_text(text)
+    env = {
+        **os.environ, "RFN_EXTENSIONS": module, "PYTHONPATH": f"{folder}:{Path(__file__).parent}:{Path.cwd()}",
+        **{f"RFN_{name.upper()}": str(folder / name) for name in ("records", "cache", "weights")},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "rfnlib", "run", "--scale", scale, "--device", "cpu", "--workers", "1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from scenes import TINY
+from scenes import TINY, run_extended
 from torch import nn
 
 from rfnlib import claims, data, extensions, minimizers, models, probes, records, scales, studies
@@ -295,14 +292,7 @@ studies.STUDIES[:] = [study]
 
 
 def test_run_and_its_workers_know_what_extensions_register(tmp_path):
-    (tmp_path / "mine.py").write_text(MODULE)
-    env = {
-        **os.environ, "RFN_EXTENSIONS": "mine", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parent}:{Path.cwd()}",
-        **{f"RFN_{name.upper()}": str(tmp_path / name) for name in ("records", "cache", "weights")},
-    }  # fmt: skip
-    command = [sys.executable, "-m", "rfnlib", "run", "--scale", "mine", "--device", "cpu", "--workers", "1"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_extended(tmp_path, "mine", MODULE, "mine")
     (path,) = (tmp_path / "records" / "mine").glob("*.json")
     assert records.read(path).spec.minimizer.method == "Extrapolated"
 

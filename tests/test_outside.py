@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scenes import TINY
+from scenes import TINY, run_extended
 from torch import nn
 
 from rfnlib import outside, records
@@ -158,7 +154,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rfnlib import outside, scales, studies
-from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.measurements import At, Measurement
 from rfnlib.scale import Target
 from test_outside import SMALL, perceptron
 
@@ -172,14 +168,7 @@ studies.STUDIES[:] = [study]
 
 
 def test_run_and_its_workers_know_networks_from_outside(tmp_path):
-    (tmp_path / "theirs.py").write_text(MODULE)
-    env = {
-        **os.environ, "RFN_EXTENSIONS": "theirs", "PYTHONPATH": f"{tmp_path}:{Path(__file__).parent}:{Path.cwd()}",
-        **{f"RFN_{name.upper()}": str(tmp_path / name) for name in ("records", "cache", "weights")},
-    }  # fmt: skip
-    command = [sys.executable, "-m", "rfnlib", "run", "--scale", "small", "--device", "cpu", "--workers", "1"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_extended(tmp_path, "theirs", MODULE, "small")
     names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "records" / "small").glob("*.json"))
     assert names == ["clean-theirs-outside", "transfer-mine-outside"]
     assert not (tmp_path / "cache" / "snapshots").exists(), "nothing was trained"
