@@ -175,7 +175,8 @@ def _fill(
     from rfnlib.lab import Lab
 
     shown = {notebook.stem for notebook in notebooks}
-    claims = [claim for study in studies.STUDIES if study.NOTEBOOK in shown for claim in study.CLAIMS]
+    every = (*studies.STUDIES, *studies.BEYOND)
+    claims = [claim for study in every if study.NOTEBOOK in shown for claim in study.CLAIMS]
     if claims:
         own = {f"{name}_dir": moved[name] for name in ("records", "cache", "weights") if name in moved}
         jobs.run(Lab(scale, "run", seeds, device, **own), claims=claims, workers=workers, scheduler=scheduler)

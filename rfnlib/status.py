@@ -60,7 +60,7 @@ def _measurements(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str,
 def _studies(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
     """The pilots, and each study that is asked for."""
     asked = [studies.of(claim) for claim in claims or ()]
-    for study in studies.STUDIES:
+    for study in (*studies.STUDIES, *studies.BEYOND):
         if claims is None or study in asked or not study.CLAIMS:
             yield ", ".join(study.CLAIMS) or "targets, pilots", studies.plan(lab, study.CLAIMS)
 

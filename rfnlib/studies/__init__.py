@@ -8,7 +8,7 @@ Each has one protocol:
 - `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables and all that figures
   need.
 
-A study of one's own is such a module, appended to `STUDIES`.
+A study of one's own is such a module, appended to `STUDIES`, or to `BEYOND` if its claims are not the paper's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from rfnlib.studies import features, lr_decay, pilots, rfn_gains, sharpness_drop
 BASIS = ("seed", "target", "image")  # what verdicts rest on
 # In the order in which their measurements are made; notebooks have their own.
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
+# Questions that the paper leaves open. All of them come after its claims, and Holm's correction of each goes by itself.
+BEYOND: list[ModuleType] = []
 
 Judged = Mapping[str, tuple[Verdict, str]]  # by claim: its verdict, and its headline
 
@@ -60,9 +62,8 @@ def plan(lab: Lab, claims: Iterable[str] | None = None) -> list[Measurement]:
     """
     view, wanted = lab.replaying(), []
     asked = [of(claim) for claim in claims or ()]
-    chosen = [study for study in STUDIES if claims is None or study in asked or not study.CLAIMS]
-    for name in ("plan", "later"):
-        for study in chosen:
+    for group, name in ((STUDIES, "plan"), (STUDIES, "later"), (BEYOND, "plan"), (BEYOND, "later")):
+        for study in [study for study in group if claims is None or study in asked or not study.CLAIMS]:
             with suppress(MissingRecord):
                 for m in getattr(study, name, lambda lab: ())(view):
                     wanted += [*m.needs(view.scale), m]
@@ -79,34 +80,36 @@ def of(claim: str) -> ModuleType:
     Raises:
         LookupError: none does.
     """
-    for study in STUDIES:
+    for study in (*STUDIES, *BEYOND):
         if claim in study.CLAIMS:
             return study
-    raise LookupError(f"no study judges {claim!r}; there are {', '.join(every_claim())}.")
+    every = [*every_claim(), *every_claim(BEYOND)]
+    raise LookupError(f"no study judges {claim!r}; there are {', '.join(every)}.")
 
 
 # --- what is found --------------------------------------------------------------------------------------
 
 
-def every_claim() -> dict[str, Claim]:
-    """The claims of all studies by id, in the order of their notebooks."""
-    return {name: claim for study in _by_notebook() for name, claim in study.CLAIMS.items()}
+def every_claim(group: Iterable[ModuleType] | None = None) -> dict[str, Claim]:
+    """The claims of a group's studies (None: `STUDIES`) by id, in the order of their notebooks."""
+    return {name: claim for study in _by_notebook(group) for name, claim in study.CLAIMS.items()}
 
 
-def _by_notebook() -> list[ModuleType]:
-    return sorted((study for study in STUDIES if study.CLAIMS), key=lambda study: study.NOTEBOOK)
+def _by_notebook(group: Iterable[ModuleType] | None) -> list[ModuleType]:
+    chosen = STUDIES if group is None else group
+    return sorted((study for study in chosen if study.CLAIMS), key=lambda study: study.NOTEBOOK)
 
 
-def verdicts(lab: Lab) -> Judged:
-    """Each claim that can be judged from what `lab` has, with its verdict (Holm's p over all) and its headline."""
+def verdicts(lab: Lab, group: Iterable[ModuleType] | None = None) -> Judged:
+    """Each claim of a group that can be judged from what `lab` has: its verdict (Holm's p over all) and its headline."""
     found = {}
-    for study in _by_notebook():
+    for study in _by_notebook(group):
         with suppress(MissingRecord):
             result = study.measure(lab)
             for claim in study.CLAIMS:
                 with suppress(MissingRecord):  # of one claim there may be less than of another
                     found[claim] = (result.verdict(claim), result.headline(claim))
-    adjusted = holm([verdict for verdict, _ in found.values()], family=len(every_claim()))
+    adjusted = holm([verdict for verdict, _ in found.values()], family=len(every_claim(group)))
     return {claim: (verdict, found[claim][1]) for claim, verdict in zip(found, adjusted, strict=True)}
 
 
@@ -130,13 +133,15 @@ def follows(result: Result, claims: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(said))
 
 
-def verdict_table(found: Judged) -> pd.DataFrame:
+def verdict_table(
+    found: Judged, group: Iterable[ModuleType] | None = None, called: str = "the paper's claim"
+) -> pd.DataFrame:
     """A row a claim: the verdict, what was found, and the notebook that shows it; `found` as `verdicts` gives it."""
     rows = {}
-    for name, claim in every_claim().items():
+    for name, claim in every_claim(group).items():
         verdict, headline = found.get(name, (None, "not computed yet"))
         rows[name] = {
-            "the paper's claim": claim.sentence,
+            called: claim.sentence,
             "verdict": verdict.word if verdict else "",
             "what was found": headline,
             "Holm's p": _p(verdict),
