@@ -101,7 +101,7 @@ def _by_notebook(group: Iterable[ModuleType] | None) -> list[ModuleType]:
 
 
 def verdicts(lab: Lab, group: Iterable[ModuleType] | None = None) -> Judged:
-    """Each claim of a group that can be judged from what `lab` has: its verdict (Holm's p over all) and its headline."""
+    """Each claim of a group that can be judged from what `lab` has: verdict (Holm's p over all) and headline."""
     found = {}
     for study in _by_notebook(group):
         with suppress(MissingRecord):
