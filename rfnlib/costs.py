@@ -23,6 +23,7 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean
+from rfnlib.recipes import members
 from rfnlib.specs import TrainSpec
 
 Network = tuple[str, int | None, int]  # architecture, width, stem: what the time of a pass depends on
@@ -70,6 +71,8 @@ class Ledger:
         if not missing:
             return {}
         done = self.done | self._on_disk(m.spec, missing)
+        for member in members(m.recipe):
+            done |= self._on_disk(member.spec, (member.epoch,))
         if m.probe.kind == Clean.kind and zoo.path_of(self.lab.weights, m.spec).exists():
             done |= _training(m.spec, m.spec.epochs, self.n_train).keys()
         return {name: unit for name, unit in self._units(m, missing).items() if name not in done}
@@ -85,7 +88,9 @@ class Ledger:
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
         about, end = (record.kind, record.settings, record.data), math.ceil(max(epochs) - 1e-9)
-        trained = _training(m.spec, end, self.n_train)
+        trained = dict(_training(m.spec, end, self.n_train))
+        for member in members(m.recipe):
+            trained |= _training(member.spec, math.ceil(member.epoch - 1e-9), self.n_train)
         return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 
     def _row(self, about: tuple, spec: TrainSpec | Outside, epoch: float) -> str:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
-from rfnlib.measurements import Arm, Measurement
+from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
-from rfnlib.recipes import collected
+from rfnlib.recipes import Member, collected, members
 from rfnlib.scale import STANDARD, Scale, Target
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.subjects import Bench, Subject
@@ -267,12 +267,19 @@ class Lab:
             return
         if m.recipe:  # all that is collected is trained on the way to the last
             list(self._train(m.spec, collected(m.recipe, max(epochs))))
-        before = self._cost(m.spec.start)
+        others = [self._member(m, member) for member in members(m.recipe)]
+        before = self._cost(m.spec.start) + sum(other.cost["passes"] or 0 for other in others)
         for s in self._train(m.spec, epochs):
             parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
             cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
             weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
-            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts)
+            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts, others)
+
+    def _member(self, m: Measurement, member: Member) -> Subject:
+        """The network of another run that the recipe of `m` takes."""
+        at = At(m.probe, (member.epoch,), member.recipe)
+        (subject,) = self._subjects(Measurement(member.spec, at), at.epochs)
+        return subject
 
     def _per_epoch(self, spec: TrainSpec | Outside) -> int:
         if isinstance(spec, Outside):

@@ -5,7 +5,8 @@
 A recipe is called with a network, the weights it collects along the run (the last ones are the network's) and batches
 of training images that are not augmented, and gives the module to attack. It is a frozen dataclass or a function of a
 module, for a record names the surrogate by it. One with an attribute `per_epoch` is given that many weights an epoch,
-any other the last ones alone. A recipe of your own:
+any other the last ones alone; one with `members`, other runs, is given their networks as a fourth argument. A recipe of
+your own:
 
 >>> def blurred(network, weights, batches):  # doctest: +SKIP
 ...     return nn.Sequential(GaussianBlur(3), network)
@@ -18,15 +19,51 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from rfnlib.surrogates import Cycle, GhostNetwork, SkipGradient, Swag, Weights, average, loaded
+from rfnlib.specs import TrainSpec
+from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, Weights, average, loaded
 
-Recipe = Callable[[nn.Module, Sequence[Weights], Iterable[Tensor]], nn.Module]
+Recipe = Callable[..., nn.Module]
 
 
 def collected(recipe: Recipe | None, end: float) -> list[float]:
     """The epochs of the weights that `recipe` collects of a run that is attacked at epoch `end`."""
     per_epoch = getattr(recipe, "per_epoch", 0)
     return [i / per_epoch for i in range(1, round(end * per_epoch) + 1)] if per_epoch else [end]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Another run that a recipe takes the network of: its spec, the epoch, and what is made of its weights."""
+
+    spec: TrainSpec
+    epoch: float
+    recipe: Recipe | None = None
+
+
+def members(recipe: Recipe | None) -> tuple[Member, ...]:
+    """The other runs that `recipe` rests on."""
+    return getattr(recipe, "members", ())
+
+
+@dataclass(frozen=True)
+class Together:
+    """An ensemble by mean logits of the run's own surrogate, made by `own`, and of those of other runs.
+
+    Sources: Liu et al. 2017, ICLR; Dong et al. 2018, CVPR.
+    """
+
+    members: tuple[Member, ...]
+    own: Recipe | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """How many weights an epoch `own` collects."""
+        return getattr(self.own, "per_epoch", 0)
+
+    def __call__(
+        self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor], others: Sequence[nn.Module]
+    ) -> nn.Module:
+        return Ensemble([self.own(network, weights, batches) if self.own else network, *others])
 
 
 @dataclass(frozen=True)

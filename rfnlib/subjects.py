@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rfnlib import data, execution, outside, records, training, transfer
 from rfnlib.checks import require
-from rfnlib.keys import stream
+from rfnlib.keys import key, stream
 from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
 from rfnlib.scale import Scale
@@ -31,6 +31,7 @@ class Subject:
         cost: forward-backward passes of a batch up to here, with those of the run that it started from, and the
             steps that were void; None where nobody knows.
         recipe, collected: what is made of the weights (None: their network), from these snapshots of the run.
+        others: the other runs' networks that the recipe takes.
     """
 
     spec: TrainSpec | Outside
@@ -41,11 +42,13 @@ class Subject:
     cost: dict[str, int | None]
     recipe: Recipe | None = None
     collected: Sequence[Snapshot] = ()
+    others: Sequence[Subject] = ()
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits that name the weights themselves."""
-        return self.spec.digest if isinstance(self.spec, Outside) else weights_digest(self.weights)
+        """16 hexadecimal digits that name the weights themselves, those of `others` too."""
+        own = self.spec.digest if isinstance(self.spec, Outside) else weights_digest(self.weights)
+        return key(own, *(other.digest for other in self.others)) if self.others else own
 
 
 class Bench:
@@ -105,7 +108,8 @@ class Bench:
         if subject.recipe is None:
             return network
         parts = self.dataset.train_images.split(500)
-        made = subject.recipe(network, subject.collected, (data.to_float(x) for x in parts))
+        others = [[self.network(other) for other in subject.others]] if subject.others else []
+        made = subject.recipe(network, subject.collected, (data.to_float(x) for x in parts), *others)
         return self.how.place(made).requires_grad_(False).eval()
 
     def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float | None]:

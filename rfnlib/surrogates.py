@@ -371,8 +371,15 @@ class Cycle(Surrogate):
 
 
 def predictor(model: nn.Module) -> nn.Module:
-    """What predicts for `model`: itself; for several networks, one an iteration, the mean of their probabilities."""
-    return Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
+    """What predicts for `model`: itself; for several networks, one an iteration, the mean of their probabilities.
+
+    Of an ensemble each member predicts so.
+    """
+    if isinstance(model, Cycle):
+        return Ensemble(map(predictor, model.members), "probabilities")
+    if isinstance(model, Ensemble) and model.over != "losses":
+        return Ensemble(map(predictor, model.members), model.over)
+    return model
 
 
 def _members(members: Iterable[nn.Module]) -> nn.ModuleList:

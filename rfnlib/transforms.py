@@ -32,6 +32,7 @@ from torch import Tensor
 
 from rfnlib import checks
 from rfnlib.checks import is_number, is_whole
+from rfnlib.specs import TrainSpec
 
 MODES = ("bilinear", "nearest")
 
@@ -562,6 +563,8 @@ def named(value: Any) -> Any:
     if isinstance(value, Tensor):
         content = hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
         return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": content[:16]}
+    if isinstance(value, TrainSpec):  # whose key stays when specs get another field
+        return {"is": "TrainSpec", "run": value.short_name, "key": value.key()}
     if is_dataclass(value) and not isinstance(value, type):
         return {"is": type(value).__name__, **{f.name: named(getattr(value, f.name)) for f in fields(value)}}
     name = getattr(value, "__qualname__", "<nameless>")

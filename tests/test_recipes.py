@@ -15,12 +15,12 @@ import torch
 from scenes import same
 from torch import Tensor, nn
 
-from rfnlib import data, records, training, transfer, zoo
+from rfnlib import costs, data, records, training, transfer, zoo
 from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Transfer
-from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips, collected
+from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Member, Recipe, Skips, Together, collected
 from rfnlib.scale import Arch, Target
 from rfnlib.snapshots import Snapshot
 from rfnlib.specs import Adversary, Step, TrainSpec
@@ -206,6 +206,7 @@ TINY = replace(
     ),
 )
 RUN = TINY.flat(None, 0)
+OTHER, SMALLER = TINY.flat(None, 7), replace(TINY.flat(None, 7), arch="cnn", width=4)
 RECIPES = {
     "nothing": None,
     "skips": Skips(),
@@ -215,6 +216,7 @@ RECIPES = {
     "averaged": Averaged(2),
     "drawn": Drawn(2, draws=3),
     "a function": dimmed,
+    "together": Together((Member(OTHER, 1.0, Collected(2)), Member(SMALLER, 2.0)), own=Collected(2)),
 }
 
 
@@ -268,12 +270,20 @@ def by_the_recipe(of: Lab, recipe: Recipe | None) -> nn.Module:
     """What is attacked, made without the lab's probes."""
     epochs = [0.5, 1.0, 1.5, 2.0] if hasattr(recipe, "per_epoch") else [2.0]
     weights = snapshots(of, RUN, epochs)
-    network = training.network(RUN, of.dataset()).to(memory_format=torch.channels_last)
-    network.load_state_dict(zoo.rounded(weights[-1].weights()))  # as every network is measured
-    network.requires_grad_(False).eval()
+    network = plain(of, weights[-1])
     if recipe is None:
         return network
-    return recipe(network, weights, [data.to_float(of.dataset().train_images)]).eval()
+    others = []
+    if isinstance(recipe, Together):
+        half, one = snapshots(of, OTHER, [0.5, 1.0])
+        others = [[Collected(2)(plain(of, one), [half, one], []), plain(of, *snapshots(of, SMALLER, [2.0]))]]
+    return recipe(network, weights, [data.to_float(of.dataset().train_images)], *others).eval()
+
+
+def plain(of: Lab, snapshot: Snapshot) -> nn.Module:
+    network = training.network(snapshot.spec, of.dataset()).to(memory_format=torch.channels_last)
+    network.load_state_dict(zoo.rounded(snapshot.weights()))  # as every network is measured
+    return network.requires_grad_(False).eval()
 
 
 def released(of: Lab, target: Target) -> nn.Module:
@@ -297,12 +307,19 @@ def test_a_recipe_is_attacked_in_the_place_of_the_network(name, computed):
     assert found["passes"] == one.scale.attack.passes * len(labels)
     if isinstance(model, GhostNetwork):
         return  # outside of an attack, every pass is by another ghost
-    judged = Ensemble(model.members, "probabilities") if isinstance(model, Cycle) else model
+    judged = predicting(model)
     own = (transfer.predict(judged, images) != labels).numpy()
     np.testing.assert_array_equal(records.unpack(found["surrogate_wrong"], own.shape), own)
     assert found["whitebox"] == share(transfer.predict(judged, adversarial) != labels)
     more, their_labels = one.bench.test_images(TINY.accuracy_images)
     assert found["accuracy"] == share(transfer.predict(judged, more) == their_labels)
+
+
+def predicting(model: nn.Module) -> nn.Module:
+    """Of several networks, one an iteration, the mean of their probabilities; in an ensemble too."""
+    if isinstance(model, Cycle):
+        return Ensemble(model.members, "probabilities")
+    return Ensemble([predicting(m) for m in model.members]) if isinstance(model, Ensemble) else model
 
 
 def test_every_recipe_has_a_record_of_its_own(computed):
@@ -314,6 +331,22 @@ def test_every_recipe_has_a_record_of_its_own(computed):
     assert len(set(seen)) == len(seen), "every one is another attack"
     assert found["a function"].settings["recipe"] == f"{__name__}.dimmed"
     assert found["collected"].settings["recipe"] == {"is": "Collected", "per_epoch": 2}
+
+
+def test_a_recipe_with_members_counts_their_training_and_is_named_by_all_weights(computed):
+    one = lab(computed, "replay")
+    alone, all_three = (one.find(question(RECIPES[name])).rows[0] for name in ("collected", "together"))
+    assert all_three["epochs_of_passes"] == alone["epochs_of_passes"] + 1 + 2 == 5
+    assert all_three["weights"] != alone["weights"] and all_three["snapshot"] == alone["snapshot"]
+    kept = one.find(question(RECIPES["together"])).settings["recipe"]["members"][0]
+    assert kept["spec"] == {"is": "TrainSpec", "run": OTHER.short_name, "key": OTHER.key()}
+
+
+def test_the_training_of_members_is_part_of_what_is_left(tmp_path):
+    one = lab(tmp_path)
+    alone, together = (costs.Ledger(one).left(question(RECIPES[name])) for name in ("collected", "together"))
+    assert len(alone) == 3, "two epochs and the row"
+    assert len(together) == len(alone) + 1 + 2
 
 
 def test_replay_serves_what_a_run_measured_of_every_recipe_without_work(computed, no_work):
