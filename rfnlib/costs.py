@@ -71,8 +71,8 @@ class Ledger:
         if not missing:
             return {}
         done = self.done | self._on_disk(m.spec, missing)
-        for member in members(m.recipe):
-            done |= self._on_disk(member.spec, (member.epoch,))
+        for spec, epoch, _ in members(m.recipe, m.spec):
+            done |= self._on_disk(spec, (epoch,))
         if m.probe.kind == Clean.kind and zoo.path_of(self.lab.weights, m.spec).exists():
             done |= _training(m.spec, m.spec.epochs, self.n_train).keys()
         return {name: unit for name, unit in self._units(m, missing).items() if name not in done}
@@ -89,8 +89,8 @@ class Ledger:
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
         about, end = (record.kind, record.settings, record.data), math.ceil(max(epochs) - 1e-9)
         trained = dict(_training(m.spec, end, self.n_train))
-        for member in members(m.recipe):
-            trained |= _training(member.spec, math.ceil(member.epoch - 1e-9), self.n_train)
+        for spec, epoch, _ in members(m.recipe, m.spec):
+            trained |= _training(spec, math.ceil(epoch - 1e-9), self.n_train)
         return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 
     def _row(self, about: tuple, spec: TrainSpec | Outside, epoch: float) -> str:

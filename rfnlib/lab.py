@@ -22,7 +22,7 @@ from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
-from rfnlib.recipes import Member, collected, members
+from rfnlib.recipes import Recipe, collected, members
 from rfnlib.scale import STANDARD, Scale, Target
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.subjects import Bench, Subject
@@ -267,7 +267,7 @@ class Lab:
             return
         if m.recipe:  # all that is collected is trained on the way to the last
             list(self._train(m.spec, collected(m.recipe, max(epochs))))
-        others = [self._member(m, member) for member in members(m.recipe)]
+        others = [self._member(m, *member) for member in members(m.recipe, m.spec)]
         before = self._cost(m.spec.start) + sum(other.cost["passes"] or 0 for other in others)
         for s in self._train(m.spec, epochs):
             parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
@@ -275,10 +275,10 @@ class Lab:
             weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
             yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts, others)
 
-    def _member(self, m: Measurement, member: Member) -> Subject:
+    def _member(self, m: Measurement, spec: TrainSpec, epoch: float, recipe: Recipe | None) -> Subject:
         """The network of another run that the recipe of `m` takes."""
-        at = At(m.probe, (member.epoch,), member.recipe)
-        (subject,) = self._subjects(Measurement(member.spec, at), at.epochs)
+        at = At(m.probe, (epoch,), recipe)
+        (subject,) = self._subjects(Measurement(spec, at), at.epochs)
         return subject
 
     def _per_epoch(self, spec: TrainSpec | Outside) -> int:

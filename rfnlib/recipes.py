@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from rfnlib.outside import Outside
 from rfnlib.specs import TrainSpec
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, Weights, average, loaded
 
@@ -33,16 +34,32 @@ def collected(recipe: Recipe | None, end: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Member:
-    """Another run that a recipe takes the network of: its spec, the epoch, and what is made of its weights."""
+    """Another run that a recipe takes the network of.
+
+    Attributes:
+        spec: the run, whatever its seed: it and the run that it starts from get that of the run itself and `apart`.
+        epoch: of the network.
+        recipe: what is made of its weights.
+        apart: how far the seeds are apart.
+    """
 
     spec: TrainSpec
     epoch: float
     recipe: Recipe | None = None
+    apart: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", _seeded(self.spec, 0))  # so that equal members have one name
 
 
-def members(recipe: Recipe | None) -> tuple[Member, ...]:
-    """The other runs that `recipe` rests on."""
-    return getattr(recipe, "members", ())
+def members(recipe: Recipe | None, spec: TrainSpec | Outside) -> list[tuple[TrainSpec, float, Recipe | None]]:
+    """The other runs that `recipe` rests on where it is applied to `spec`: run, epoch, and what is made of it."""
+    found: Sequence[Member] = getattr(recipe, "members", ())
+    return [(_seeded(m.spec, (spec.seed or 0) + m.apart), m.epoch, m.recipe) for m in found]
+
+
+def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:
+    return replace(spec, seed=seed, start=spec.start and _seeded(spec.start, seed))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Transfer
-from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Member, Recipe, Skips, Together, collected
+from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Member, Recipe, Skips, Together, collected, members
 from rfnlib.scale import Arch, Target
 from rfnlib.snapshots import Snapshot
 from rfnlib.specs import Adversary, Step, TrainSpec
@@ -216,7 +216,7 @@ RECIPES = {
     "averaged": Averaged(2),
     "drawn": Drawn(2, draws=3),
     "a function": dimmed,
-    "together": Together((Member(OTHER, 1.0, Collected(2)), Member(SMALLER, 2.0)), own=Collected(2)),
+    "together": Together((Member(RUN, 1.0, Collected(2), apart=7), Member(SMALLER, 2.0, apart=7)), own=Collected(2)),
 }
 
 
@@ -339,7 +339,16 @@ def test_a_recipe_with_members_counts_their_training_and_is_named_by_all_weights
     assert all_three["epochs_of_passes"] == alone["epochs_of_passes"] + 1 + 2 == 5
     assert all_three["weights"] != alone["weights"] and all_three["snapshot"] == alone["snapshot"]
     kept = one.find(question(RECIPES["together"])).settings["recipe"]["members"][0]
-    assert kept["spec"] == {"is": "TrainSpec", "run": OTHER.short_name, "key": OTHER.key()}
+    assert kept["spec"] == {"is": "TrainSpec", "run": RUN.short_name, "key": RUN.key()} and kept["apart"] == 7
+
+
+def test_members_and_the_runs_they_start_from_have_seeds_of_their_own():
+    onwards = replace(SPEC, start=replace(SPEC, seed=3), seed=3)
+    recipe = Together((Member(onwards, 2.0, apart=200),))
+    assert recipe == Together((Member(replace(onwards, seed=9), 2.0, apart=200),))
+    ((spec, epoch, made),) = members(recipe, replace(SPEC, seed=5))
+    assert (spec.seed, spec.start.seed, epoch, made) == (205, 205, 2.0, None)
+    assert members(None, SPEC) == members(Collected(), SPEC) == []
 
 
 def test_the_training_of_members_is_part_of_what_is_left(tmp_path):
