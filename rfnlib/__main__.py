@@ -158,11 +158,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _release(options: argparse.Namespace) -> int:
+    from rfnlib import words
     from rfnlib.lab import Lab
-    from rfnlib.release import release
+    from rfnlib.release import BUDGET, release
 
-    for path in release(Lab(options.scale, "run", options.seeds, options.device)):
+    released, left_out = release(Lab(options.scale, "run", options.seeds, options.device))
+    for path in released:
         print(f"{path.name}, {path.stat().st_size / 1000:.0f} kB")
+    if left_out:
+        print(f"left out, so that all released weights stay below {BUDGET / 1e6:g} MB: seeds {words.listed(left_out)}")
     return DONE
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rfnlib import scales, words, zoo
+from rfnlib import recipes, scales, words, zoo
 from rfnlib.lab import Lab
 from rfnlib.scale import Arch
 from rfnlib.specs import TrainSpec, parse
@@ -33,10 +34,11 @@ def card(lab: Lab) -> str:
     for name, path in zoo.files(of.name, lab.weights.parent).items():
         _, about = zoo.read(path)
         spec = parse(about["spec"])
-        found = measured(lab, spec, about["iteration"])
+        found = measured(lab, spec, about)
         data |= {about["data"]} if "data" in about else set()
         network, size = Arch(spec.arch, spec.width, spec.stem).label, f"{path.stat().st_size / 1000:.0f}"
-        how = (words.trained(spec), words.schedule(spec.schedule), str(found.get("epoch", "")), str(spec.seed))
+        trained = [words.trained(spec), *([words.recipe(recipes.parse(made))] if (made := about.get("recipe")) else [])]
+        how = ("; ".join(trained), words.schedule(spec.schedule), str(found.get("epoch", "")), str(spec.seed))
         figures = (words.percent(found.get("accuracy")), words.number(found.get("top")))
         rows.append((name, network, *how, *figures, found.get("weights", words.MISSING), size))
     lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
@@ -47,9 +49,15 @@ def card(lab: Lab) -> str:
     return "\n".join([head, *lines, ""])
 
 
-def measured(lab: Lab, spec: TrainSpec, iteration: int) -> dict[str, Any]:
-    """What the records say of a run's network after `iteration` steps: of all kinds, later ones last."""
-    rows = [row for r in lab.records.values() if r.spec == spec for row in r.rows if row["iteration"] == iteration]
+def measured(lab: Lab, spec: TrainSpec, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the records say of a run's network, or of what a recipe made of it: of all kinds, later ones last.
+
+    Args:
+        about: what its released file says: `iteration`, and `recipe` if there is one.
+    """
+    made, step = about.get("recipe"), about["iteration"]
+    records = [r for r in lab.records.values() if r.spec == spec and r.settings.get("recipe") == made]
+    rows = [row for r in records for row in r.rows if row["iteration"] == step]
     return {name: value for row in rows for name, value in row.items()}
 
 

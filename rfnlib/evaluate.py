@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from rfnlib import adapters, outside, words, zoo
+from rfnlib import adapters, outside, recipes, words, zoo
 from rfnlib.checks import require
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At
@@ -135,7 +135,8 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     for name, path in released.items():
         about = zoo.read(path)[1]
         spec = parse(about["spec"])
-        arm = Arm(name, [spec], At(lab.scale.transfer, (about["iteration"] / steps_per_epoch(spec, lab.dataset()),)))
+        epoch = about["iteration"] / steps_per_epoch(spec, lab.dataset())
+        arm = Arm(name, [spec], At(lab.scale.transfer, (epoch,), recipes.parse(about.get("recipe"))))
         seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {
             f"success on {theirs.name}": words.percent(seen.at()),

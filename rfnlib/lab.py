@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from rfnlib import data, execution, extensions, features, paths, records, scales, snapshots, training, zoo
+from rfnlib import data, execution, extensions, features, paths, recipes, records, scales, snapshots, training, zoo
 from rfnlib.checks import is_whole, require
-from rfnlib.measurements import Arm, At, Measurement
+from rfnlib.measurements import Arm, Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean, Probe, Row
 from rfnlib.progress import Progress
-from rfnlib.recipes import Recipe, collected, members
+from rfnlib.recipes import Recipe
 from rfnlib.scale import STANDARD, Scale, Target
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.subjects import Bench, Subject
@@ -217,7 +217,7 @@ class Lab:
         if not self.missing(m):
             return
         per_epoch = self._per_epoch(m.spec)
-        shared = self._shared(m, per_epoch)
+        shared = self._shared(m)
         for row, made in shared.values():
             yield {**{k: v for k, v in row.items() if k != "made"}, "per_epoch": per_epoch}, made
         missing = [e for e in self.missing(m) if e not in shared]
@@ -243,7 +243,7 @@ class Lab:
         record.add(row, made)
         self.records[record.key] = records.write(record, self.folder)
 
-    def _shared(self, m: Measurement, per_epoch: int) -> dict[float, tuple[Row, dict[str, Any]]]:
+    def _shared(self, m: Measurement) -> dict[float, tuple[Row, dict[str, Any]]]:
         """Rows of other runs that were the same networks at epochs missing of `m`, and who made them."""
         record = self.find(m)
         known = {
@@ -252,7 +252,7 @@ class Lab:
             if (other.kind, other.settings, other.data) == (record.kind, record.settings, record.data)
             for row in other.rows
         }
-        histories = {e: m.spec.history_key(max(1, round(e * per_epoch)), per_epoch) for e in self.missing(m)}
+        histories = {e: self._history(m.spec, e, m.recipe) for e in self.missing(m)}
         return {e: known[history] for e, history in histories.items() if history in known}
 
     def _subjects(self, m: Measurement, epochs: Iterable[float]) -> Iterator[Subject]:
@@ -260,31 +260,41 @@ class Lab:
         if m.probe.kind == Clean.kind or isinstance(m.spec, Outside):
             yield replace(self._released(m.spec), recipe=m.recipe)
             return
-        epochs = list(epochs)
-        released = [self._file(m.spec, e) for e in epochs]
-        if not m.recipe and all(path.exists() for path in released):
-            yield from (self._checked(m.spec, path, *zoo.read(path)) for path in released)
-            return
-        if m.recipe:  # all that is collected is trained on the way to the last
-            list(self._train(m.spec, collected(m.recipe, max(epochs))))
-        others = [self._member(m, *member) for member in members(m.recipe, m.spec)]
-        before = self._cost(m.spec.start) + sum(other.cost["passes"] or 0 for other in others)
-        for s in self._train(m.spec, epochs):
-            parts = list(self._train(m.spec, collected(m.recipe, s.epoch))) if m.recipe else ()
-            cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
-            weights = zoo.rounded(s.weights())  # so that any network can be released as it was measured
-            yield Subject(m.spec, s.iteration, s.per_epoch, s.history, weights, cost, m.recipe, parts, others)
+        yield from self._networks(m.spec, list(epochs), m.recipe)
 
-    def _member(self, m: Measurement, spec: TrainSpec, epoch: float, recipe: Recipe | None) -> Subject:
-        """The network of another run that the recipe of `m` takes."""
-        at = At(m.probe, (epoch,), recipe)
-        (subject,) = self._subjects(Measurement(spec, at), at.epochs)
-        return subject
+    def _networks(self, spec: TrainSpec, epochs: Sequence[float], recipe: Recipe | None = None) -> Iterator[Subject]:
+        """`spec`'s networks at `epochs`, or what `recipe` makes of them: from released files, else trained."""
+        released = [self._file(spec, e, recipe=recipe) for e in epochs]
+        if all(path.exists() for path in released):
+            yield from (self._checked(spec, path, *zoo.read(path)) for path in released)
+        else:
+            yield from self._trained(spec, epochs, recipe)
+
+    def _trained(self, spec: TrainSpec, epochs: Sequence[float], recipe: Recipe | None = None) -> Iterator[Subject]:
+        """The same, trained if need be. All are rounded, so that any network can be released as it was measured."""
+        if recipe:  # all that is collected is trained on the way to the last
+            list(self._train(spec, recipes.collected(recipe, max(epochs))))
+        others = [next(self._networks(run, [epoch], made)) for run, epoch, made in recipes.members(recipe, spec)]
+        before = self._cost(spec.start) + sum(other.cost["passes"] or 0 for other in others)
+        for s in self._train(spec, epochs):
+            parts = list(self._train(spec, recipes.collected(recipe, s.epoch))) if recipe else ()
+            cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
+            behind, weights = recipes.history(recipe, s.history), zoo.rounded(s.weights())
+            found = Subject(spec, s.iteration, s.per_epoch, behind, weights, cost, recipe, parts, others)
+            if recipes.merges(recipe):
+                merged = self.bench.network(found).cpu().state_dict()
+                found = replace(found, weights=zoo.rounded(merged), recipe=None, collected=())
+            yield found
 
     def _per_epoch(self, spec: TrainSpec | Outside) -> int:
         if isinstance(spec, Outside):
             return 1
         return training.steps_per_epoch(spec, self.dataset(spec.features))
+
+    def _history(self, spec: TrainSpec | Outside, epoch: float, recipe: Recipe | None) -> str:
+        """The key of what lies behind the weights of `spec` at `epoch`, or those that `recipe` makes of them."""
+        per_epoch = self._per_epoch(spec)
+        return recipes.history(recipe, spec.history_key(max(1, round(epoch * per_epoch)), per_epoch))
 
     def _cost(self, spec: TrainSpec | None) -> int:
         """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""
@@ -293,45 +303,52 @@ class Lab:
         (last,) = self._train(spec, [spec.epochs])
         return last.cost["passes"] + self._cost(spec.start)
 
-    def release(self, spec: TrainSpec, epoch: float | None = None, name: str = "") -> Path:
+    def release(
+        self, spec: TrainSpec, epoch: float | None = None, name: str = "", recipe: Recipe | None = None
+    ) -> Path:
         """Put a network among the released weights, rounded as it was measured: `zoo.load` then has it by its name.
 
         Args:
             epoch: None: the last one. What is released needs no training to be measured again.
             name: such as "rfn-0"; empty: after the spec.
+            recipe: one that merges weights of the run, such as `Averaged`; None: they are the run's own.
 
         Returns:
             Its file.
 
         Raises:
+            ValueError: a recipe that merges no weights.
             MissingRecord: nothing is recorded about it, so nobody could compare.
             BadRecord: trained here it is another network than the recorded one.
         """
+        require(recipe is None or recipes.merges(recipe), f"{recipe} makes no network of {spec.short_name} that could "
+                                                          "be released; give one that merges weights.")  # fmt: skip
         epoch = float(spec.epochs if epoch is None else epoch)
+        behind = self._history(spec, epoch, recipe)
         rows = [r.at(epoch) for r in self.records.values() if (r.spec, r.data) == (spec, self._data_checksum)]
-        digests = {row["weights"] for row in rows if row}
+        digests = {row["weights"] for row in rows if row and row["snapshot"] == behind}
         if not digests:
             raise MissingRecord(f"nothing is recorded of {spec.short_name} at epoch {epoch:g}; measure it first.")
-        (s,) = self._train(spec, [epoch])
-        weights = zoo.rounded(s.weights())
-        if digests != {snapshots.weights_digest(weights)}:
+        (subject,) = self._trained(spec, [epoch], recipe)
+        if digests != {subject.digest}:
             raise records.BadRecord(
                 f"{spec.short_name} at epoch {epoch:g} was recorded with the weights {', '.join(sorted(digests))} and "
-                f"has {snapshots.weights_digest(weights)} here; release it where it was measured, or measure it again."
+                f"has {subject.digest} here; release it where it was measured, or measure it again."
             )
-        path = self._file(spec, epoch, name)
-        zoo.write(path, weights, spec=spec.describe(), **self._about(s))
+        path = self._file(spec, epoch, name, recipe)
+        made = {"recipe": named(recipe)} if recipe else {}
+        zoo.write(path, subject.weights, spec=spec.describe(), **made, **self._about(subject))
         return path
 
-    def _about(self, s: snapshots.Snapshot) -> dict[str, Any]:
-        """What a released file says of its network besides the spec."""
-        cost = {**s.cost, "passes": s.cost["passes"] + self._cost(s.spec.start)}
-        return {"iteration": s.iteration, "history": s.history, "cost": cost, "data": self._data_checksum}
+    def _about(self, s: Subject) -> dict[str, Any]:
+        """What a released file says of its network besides how it was trained."""
+        return {"iteration": s.iteration, "history": s.history, "cost": s.cost, "data": self._data_checksum}
 
-    def _file(self, spec: TrainSpec, epoch: float, name: str = "") -> Path:
+    def _file(self, spec: TrainSpec, epoch: float, name: str = "", recipe: Recipe | None = None) -> Path:
         """Where a network of `spec` is released, there or not."""
         last = epoch == spec.epochs
-        return zoo.path_of(self.weights, spec, None if last else max(1, round(epoch * self._per_epoch(spec))), name)
+        iteration = None if last else max(1, round(epoch * self._per_epoch(spec)))
+        return zoo.path_of(self.weights, spec, iteration, name, recipe)
 
     # --- targets -----------------------------------------------------------------------------------
 
@@ -347,8 +364,8 @@ class Lab:
             return Subject(spec, 1, 1, spec.digest, {}, {"passes": None, "skipped": 0})
 
         def trained() -> tuple[dict, dict]:
-            (last,) = self._train(spec, [spec.epochs])
-            return last.weights(), self._about(last)
+            (last,) = self._trained(spec, [spec.epochs])
+            return last.weights, self._about(last)
 
         found = zoo.obtain(self.weights, spec, trained)
         return self._checked(spec, self._file(spec, spec.epochs), *found)

@@ -5,8 +5,9 @@
 A recipe is called with a network, the weights it collects along the run (the last ones are the network's) and batches
 of training images that are not augmented, and gives the module to attack. It is a frozen dataclass or a function of a
 module, for a record names the surrogate by it. One with an attribute `per_epoch` is given that many weights an epoch,
-any other the last ones alone; one with `members`, other runs, is given their networks as a fourth argument. A recipe of
-your own:
+any other the last ones alone; one with `members`, other runs, is given their networks as a fourth argument. One with a
+true attribute `merges` gives the network itself with other weights: these are rounded, named by their digest and
+released like those of any network. A recipe of your own:
 
 >>> def blurred(network, weights, batches):  # doctest: +SKIP
 ...     return nn.Sequential(GaussianBlur(3), network)
@@ -16,12 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from rfnlib import keys
+from rfnlib.checks import require
 from rfnlib.outside import Outside
 from rfnlib.specs import TrainSpec
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, Weights, average, loaded
+from rfnlib.transforms import named
 
 Recipe = Callable[..., nn.Module]
 
@@ -56,6 +61,17 @@ def members(recipe: Recipe | None, spec: TrainSpec | Outside) -> list[tuple[Trai
     """The other runs that `recipe` rests on where it is applied to `spec`: run, epoch, and what is made of it."""
     found: Sequence[Member] = getattr(recipe, "members", ())
     return [(_seeded(m.spec, (spec.seed or 0) + m.apart), m.epoch, m.recipe) for m in found]
+
+
+def merges(recipe: Recipe | None) -> bool:
+    """Whether `recipe` gives the network itself, with weights of its own making."""
+    return getattr(recipe, "merges", False)
+
+
+def history(recipe: Recipe | None, run: str) -> str:
+    """The key of what lies behind the weights that are attacked, where `run` is that of the run's own."""
+    others = merges(recipe) or bool(getattr(recipe, "members", ()))
+    return keys.key("made", run, named(recipe)) if others else run
 
 
 def _seeded(spec: TrainSpec, seed: int) -> TrainSpec:
@@ -118,6 +134,7 @@ class Averaged:
     """LGV-SWA: the mean of the collected weights, with BatchNorm's statistics re-estimated (Gubri et al. 2022)."""
 
     per_epoch: int = 4
+    merges: ClassVar[bool] = True
 
     def __call__(self, network: nn.Module, weights: Sequence[Weights], batches: Iterable[Tensor]) -> nn.Module:
         return average(network, weights, batches)
@@ -140,3 +157,18 @@ class Drawn:
         mean = average(network, weights, batches).state_dict()
         swag = replace(Swag.fit(network, weights, self.rank), mean=mean)
         return Cycle([loaded(network, swag.sample(seed, self.scale)) for seed in range(self.draws)])
+
+
+def parse(described: dict[str, Any] | None) -> Recipe | None:
+    """The recipe that a released file describes, of those here that merge weights.
+
+    Raises:
+        ValueError: another one.
+    """
+    if described is None:
+        return None
+    kinds = {kind.__name__: kind for kind in (Averaged,)}
+    about = dict(described)
+    kind = about.pop("is", "")
+    require(kind in kinds, f"a released network is made by {described!r}; this version knows {', '.join(kinds)}.")
+    return kinds[kind](**about)

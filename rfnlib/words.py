@@ -13,6 +13,7 @@ from typing import Any
 from rfnlib.attacks import IterativeAttack
 from rfnlib.intervals import Estimate, Influence, interval
 from rfnlib.outside import Outside
+from rfnlib.recipes import Averaged, Collected, Drawn, Recipe
 from rfnlib.specs import Adversary, Cosine, Cyclic, Minimizer, Schedule, Step, TrainSpec
 
 MISSING = "not measured"
@@ -223,6 +224,22 @@ def trained(spec: TrainSpec | Outside) -> str:
     if spec.start and spec.schedule:
         said.append(f"onwards from SGD's end, learning rate {schedule(spec.schedule)}")
     return "; ".join(said)
+
+
+def recipe(r: Recipe | None) -> str:
+    """What is attacked of a training run.
+
+    >>> recipe(None), recipe(Averaged(4))
+    ('the network', 'the mean of weights collected 4 times an epoch')
+    """
+    match r:
+        case Collected(n):
+            return f"weights collected {n} times an epoch, one an iteration"
+        case Averaged(n):
+            return f"the mean of weights collected {n} times an epoch"
+        case Drawn(draws=draws):
+            return f"{draws} draws around the mean of collected weights, one an iteration"
+    return "the network"
 
 
 def schedule(s: Schedule) -> str:

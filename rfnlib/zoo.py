@@ -20,9 +20,15 @@ from torch import Tensor, nn
 from rfnlib import data, keys, models, paths, snapshots
 from rfnlib.checks import require
 from rfnlib.outside import Outside
+from rfnlib.recipes import Recipe
 from rfnlib.specs import TrainSpec, parse
+from rfnlib.transforms import named
 
 Weights = dict[str, Tensor]
+
+
+class NotReleased(LookupError):
+    """A network that is not among the released ones."""
 
 
 def rounded(weights: Weights) -> Weights:
@@ -35,13 +41,17 @@ def _half(value: Tensor) -> Tensor:
     return half if half.isfinite().all() else value
 
 
-def path_of(folder: Path, spec: TrainSpec | Outside, iteration: int | None = None, name: str = "") -> Path:
+def path_of(
+    folder: Path, spec: TrainSpec | Outside, iteration: int | None = None, name: str = "", recipe: Recipe | None = None
+) -> Path:
     """The file of `spec`'s network after `iteration` steps (None: the last) in `folder`, there or not.
 
     Args:
         name: what it is called where it is not there yet; empty: after the spec.
+        recipe: what the network is made by of the run's weights; None: they are its own.
     """
-    key = spec.key() if iteration is None else keys.key("released", spec.key(), iteration)
+    made = [named(recipe)] if recipe else []
+    key = keys.key("released", spec.key(), iteration, *made) if made or iteration is not None else spec.key()
     there = next(folder.glob(f"*-{key}.safetensors"), None)
     return there or folder / f"{name or spec.short_name}-{key}.safetensors"
 
@@ -56,20 +66,30 @@ def files(scale: str, root: Path | None = None) -> dict[str, Path]:
     return {path.stem.rpartition("-")[0]: path for path in found}
 
 
+def size(network: nn.Module) -> int:
+    """Bytes of the file of `network`'s weights, about: two a number, and a line about each tensor."""
+    return sum(2 * value.numel() + 120 for value in network.state_dict().values())
+
+
 def load(name: str, root: Path | None = None) -> nn.Module:
     """A released network, such as "laptop/rfn-0", in eval mode, from images in [0, 1] to logits.
 
     Its file holds the digest of its weights, which are compared with it; no data set is needed.
 
+    Args:
+        name: scale and network; of a long name its first parts do, up to a hyphen, where no other begins so.
+
     Raises:
-        LookupError: there is none of that name.
+        NotReleased: there is none of that name, or more than one.
         DamagedSnapshot: the file was altered since it was written.
     """
     scale, _, called = name.partition("/")
     known = files(scale, root)
-    there = ", ".join(f"{scale}/{n}" for n in known) or "another scale"
-    require(called in known, f"no network {name!r} is released; give one of {there}.", LookupError)
-    weights, about = read(known[called])
+    found = [called] if called in known else [n for n in known if n.startswith(f"{called}-")]
+    there = ", ".join(f"{scale}/{n}" for n in (found or known)) or "another scale"
+    what = f"{len(found)} networks are called {name}-…" if found else f"no network {name!r} is released"
+    require(len(found) == 1, f"{what}; give one of {there}.", NotReleased)
+    weights, about = read(known[found[0]])
     return built(parse(about["spec"]), weights)
 
 

@@ -15,14 +15,14 @@ import torch
 from scenes import same
 from torch import Tensor, nn
 
-from rfnlib import costs, data, records, training, transfer, zoo
+from rfnlib import costs, data, recipes, records, training, transfer, zoo
 from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Member, Recipe, Skips, Together, collected, members
 from rfnlib.scale import Arch, Target
-from rfnlib.snapshots import Snapshot
+from rfnlib.snapshots import Snapshot, weights_digest
 from rfnlib.specs import Adversary, Step, TrainSpec
 from rfnlib.surrogates import Cycle, Ensemble, GhostNetwork, SkipGradient, Swag, average, loaded
 from rfnlib.transforms import named
@@ -277,7 +277,8 @@ def by_the_recipe(of: Lab, recipe: Recipe | None) -> nn.Module:
     if isinstance(recipe, Together):
         half, one = snapshots(of, OTHER, [0.5, 1.0])
         others = [[Collected(2)(plain(of, one), [half, one], []), plain(of, *snapshots(of, SMALLER, [2.0]))]]
-    return recipe(network, weights, [data.to_float(of.dataset().train_images)], *others).eval()
+    made = recipe(network, weights, [data.to_float(of.dataset().train_images)], *others)
+    return (loaded(made, zoo.rounded(made.state_dict())) if isinstance(recipe, Averaged) else made).eval()
 
 
 def plain(of: Lab, snapshot: Snapshot) -> nn.Module:
@@ -322,6 +323,23 @@ def predicting(model: nn.Module) -> nn.Module:
     return Ensemble([predicting(m) for m in model.members]) if isinstance(model, Ensemble) else model
 
 
+def test_a_mean_is_rounded_and_named_by_its_own_weights_and_others_by_the_last(computed):
+    one = lab(computed, "replay")
+    plain, mean, cycle = (row(one, RECIPES[name]) for name in ("nothing", "averaged", "collected"))
+    made = by_the_recipe(one, RECIPES["averaged"])
+    assert mean["weights"] == weights_digest(made.state_dict()) != plain["weights"] == cycle["weights"]
+    assert all(torch.equal(v, v.half().float()) for v in made.state_dict().values() if v.is_floating_point())
+    assert mean["snapshot"] != plain["snapshot"] == cycle["snapshot"] == RUN.history_key(10, 5)
+    assert one.trained_twice() == {}, "the mean is no second training of the network"
+
+
+def test_a_recipe_that_merges_is_read_back_from_what_a_file_says_of_it():
+    assert recipes.parse(named(Averaged(7))) == Averaged(7) and recipes.parse(None) is None
+    assert [recipes.merges(r) for r in (None, Averaged(), Collected(), dimmed)] == [False, True, False, False]
+    with pytest.raises(ValueError, match="is made by {'is': 'Median'}; this version knows Averaged"):
+        recipes.parse({"is": "Median"})
+
+
 def test_every_recipe_has_a_record_of_its_own(computed):
     one = lab(computed, "replay")
     found = {name: one.find(question(recipe)) for name, recipe in RECIPES.items()}
@@ -337,7 +355,7 @@ def test_a_recipe_with_members_counts_their_training_and_is_named_by_all_weights
     one = lab(computed, "replay")
     alone, all_three = (one.find(question(RECIPES[name])).rows[0] for name in ("collected", "together"))
     assert all_three["epochs_of_passes"] == alone["epochs_of_passes"] + 1 + 2 == 5
-    assert all_three["weights"] != alone["weights"] and all_three["snapshot"] == alone["snapshot"]
+    assert all_three["weights"] != alone["weights"] and all_three["snapshot"] != alone["snapshot"]
     kept = one.find(question(RECIPES["together"])).settings["recipe"]["members"][0]
     assert kept["spec"] == {"is": "TrainSpec", "run": RUN.short_name, "key": RUN.key()} and kept["apart"] == 7
 

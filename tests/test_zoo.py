@@ -64,6 +64,10 @@ def test_a_released_network_is_built_from_its_file_alone(no_work):
     assert same(network.state_dict(), weights)
     with pytest.raises(LookupError, match="no network 'smoke/vgg' is released; give one of smoke/cnn-w16-onecycle"):
         zoo.load("smoke/vgg")
+    (wide,) = (name for name in names if name.startswith("wrn16-"))
+    assert same(zoo.load("smoke/wrn16").state_dict(), zoo.read(names[wide])[0]), "no other begins so"
+    with pytest.raises(zoo.NotReleased, match=r"3 networks are called smoke/vgg11-…; give one of smoke/vgg11-w8-.*, "):
+        zoo.load("smoke/vgg11")
     with pytest.raises(LookupError, match="no network 'vgg' is released; give one of another scale"):
         zoo.load("vgg")
 

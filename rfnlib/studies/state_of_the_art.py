@@ -125,23 +125,12 @@ def contender_table(lab: Lab) -> pd.DataFrame:
         name: {
             "trained by": words.trained(arm.specs[0]),
             "used at epoch": f"{arm.question().epochs[-1]:g} of {arm.specs[0].epochs}",
-            "attacked": _attacked(arm.question().recipe),
+            "attacked": words.recipe(arm.question().recipe),
             "seeds": str(len(arm.specs)),
         }
         for name, arm in arms(lab).items()
     }
     return pd.DataFrame(rows).T.rename_axis("surrogate")
-
-
-def _attacked(recipe: Recipe | None) -> str:
-    match recipe:
-        case Collected(n):
-            return f"weights collected {n} times an epoch, one an iteration"
-        case Averaged(n):
-            return f"the mean of weights collected {n} times an epoch"
-        case Drawn(draws=draws):
-            return f"{draws} draws around the mean of collected weights, one an iteration"
-    return "the network"
 
 
 Technique = tuple[IterativeAttack, Recipe | None]
