@@ -24,6 +24,7 @@ minimizer  passes   d                                               source
 `GAM`      4        see there                                       Zhang et al. 2023, CVPR
 `WASAM`    2        g₊; gives the mean of the weights               Kaddour et al. 2022, NeurIPS
 `SWA`      1        g; gives the mean of the weights                Izmailov et al. 2018, UAI
+`Noise`    2        ∇L(w + ρu), u random: SAM's control             after Wen et al. 2018, arXiv 1805.07898
 =========  =======  ==============================================  ===================================
 
 What holds for all of them, and differs between the published implementations:
@@ -65,6 +66,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 
+from rfnlib import keys
 from rfnlib.buffers import hold, put_back
 from rfnlib.sam import (
     SAM,
@@ -95,6 +97,7 @@ __all__ = [
     "WASAM",
     "LookSAM",
     "MinimizerError",
+    "Noise",
     "constant",
     "method",
     "proportional_to_lr",
@@ -332,9 +335,32 @@ class SWA(WASAM):
         return 1.0
 
 
+class Noise(SAM):
+    """SAM with a random direction in the place of the gradient's: what a perturbation as large does without sharpness.
+
+    d = ∇L(w + ρu),  u uniform on the unit sphere of all weights, another one at every step.
+
+    It is SAM's control: the same steps, passes and BatchNorm statistics (of the first pass, at w), and ε as long, only
+    not towards what is sharp. SmoothOut (Wen et al. 2018) draws from a cube, and takes the first pass at w + ε.
+    u is drawn from a stream of its own, by `seed` and the step's number, so that a resumed run draws the same.
+    """
+
+    draws = True
+
+    def __init__(self, params: Parameters, base: Base = SGD, rho: Rho = 0.05, *, seed: int = 0, **options: Any):
+        super().__init__(params, base, rho, **options)
+        self.seed = whole("seed", seed, 0)
+
+    def ascent(self, params: Tensors, g: Tensors, rho: float) -> Tensors:
+        drawn = torch.Generator()  # the processor's, so that u is the same on every device
+        drawn.manual_seed(keys.stream(self.seed, "noise", self.steps))
+        return scaled_to(rho, [torch.randn(p.shape, generator=drawn, dtype=p.dtype).to(p.device) for p in params])
+
+
 # --- methods by name ------------------------------------------------------------------------------------
 
-METHODS: dict[str, type[SAM]] = {c.__name__: c for c in (SAM, ASAM, GSAM, AGSAM, GNP, LookSAM, GAM, WASAM, SWA)}
+KNOWN = (SAM, ASAM, GSAM, AGSAM, GNP, LookSAM, GAM, Noise, WASAM, SWA)
+METHODS: dict[str, type[SAM]] = {c.__name__: c for c in KNOWN}
 
 
 def register(name: str, method: type[SAM]) -> None:

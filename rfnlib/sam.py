@@ -94,12 +94,13 @@ class SAM(Optimizer):
             `cosine` = cos(g, g₊), the first and last NaN in steps of one pass (GAM: of its first perturbed pass).
         averages: whether the method gives a mean of weights: it has `averaged()` and takes `start` and `every`.
         perturbs: whether the method takes a ρ.
+        draws: whether it draws random numbers: it takes a `seed`.
 
     Raises:
         MinimizerError: a negative radius, a base optimizer of another model and the like.
     """
 
-    averages, perturbs = False, True
+    averages, perturbs, draws = False, True, False
     _step_supports_amp_scaling = True  # so that a GradScaler hands its scale over, and `step` can refuse it
 
     def __init__(

@@ -305,8 +305,8 @@ class TrainSpec:
     whole training set; `width` None the published width; `stem` is the stride of the first convolution.
     `start` None means new weights, else the last ones of that run, with a fresh momentum (LGV's collection, say).
     `witness` and `input_penalty` change what is minimised: see `rfnlib.objectives`.
-    `seed` draws the initial weights, the order of the images, their augmentation and the adversary's
-    random starts, each from its own stream. Defaults are the authors' earlier public settings for CIFAR
+    `seed` draws the initial weights, the order of the images, their augmentation, the adversary's random starts and a
+    minimizer's noise, each from its own stream. Defaults are the authors' earlier public settings for CIFAR
     (see README, *Settings*).
     """
 

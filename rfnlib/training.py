@@ -374,6 +374,8 @@ def _optimizer(spec: TrainSpec, model: nn.Module, per_epoch: int) -> torch.optim
     method, options = _method(m), dict(m.options)
     if method.averages:
         options |= {"start": round(m.average_from * per_epoch), "every": per_epoch}
+    if method.draws:
+        options["seed"] = spec.seed
     if method.perturbs:
         options["rho"] = minimizers.warmup(m.rho, round(m.warmup * per_epoch)) if m.warmup else m.rho
     try:

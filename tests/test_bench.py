@@ -44,7 +44,7 @@ def test_minimizers_are_compared_with_sgd_and_their_passes_told():
     (goal,) = bench.stepped("cpu", lines.append)
     assert goal.ratio > 0 and goal.goal == 2.1 and not goal.least
     passes = {name: float(told) for name, told in re.findall(r"(\w+) [\d.]+ \(([\d.]+)\)", lines[1])}
-    two = dict.fromkeys(("SAM", "RFN", "ASAM", "GSAM", "AGSAM", "GNP", "WASAM"), 2)
+    two = dict.fromkeys(("SAM", "RFN", "ASAM", "GSAM", "AGSAM", "GNP", "WASAM", "Noise"), 2)
     assert passes == {"SGD": 1, "SWA": 1, "LookSAM": 1.2, "GAM": 4} | two
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rfnlib import buffers, data, minimizers, vectors
+from rfnlib import buffers, data, keys, minimizers, vectors
 from rfnlib.minimizers import (
     AGSAM,
     ASAM,
@@ -30,6 +30,7 @@ from rfnlib.minimizers import (
     WASAM,
     LookSAM,
     MinimizerError,
+    Noise,
     constant,
     proportional_to_lr,
     update_batchnorm,
@@ -37,7 +38,7 @@ from rfnlib.minimizers import (
 )
 
 PERTURBING = {"SAM": SAM, "RFN": RFN, "ASAM": ASAM, "GSAM": GSAM, "AGSAM": AGSAM, "LookSAM": LookSAM, "GAM": GAM}
-PERTURBING |= {"GNP": GNP, "WASAM": WASAM}
+PERTURBING |= {"GNP": GNP, "WASAM": WASAM, "Noise": Noise}
 METHODS = PERTURBING | {"SWA": SWA}
 HEAVY = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 BASES = {
@@ -388,6 +389,59 @@ def test_parameters_stay_the_same_tensors():
     before = [(id(p), p.data_ptr()) for p in model.parameters()]
     train(GSAM(model, lr=0.1), model, 2)
     assert before == [(id(p), p.data_ptr()) for p in model.parameters()]
+
+
+# --- noise ---------------------------------------------------------------------------------------------
+
+
+def directions(minimizer: Noise, steps: int) -> torch.Tensor:
+    """The u of so many steps, as one row each."""
+    model, params = minimizer.model, list(minimizer.model.parameters())
+    found = []
+    for i in range(steps):
+        found.append(flat(minimizer.ascent(params, params, 1.0)))
+        minimizer.step(closure(minimizer, model, i))
+    return torch.stack(found)
+
+
+def test_noise_is_a_step_along_the_gradient_at_a_point_of_the_sphere_drawn_for_this_step():
+    model, twin = net(), net()
+    minimizer = Noise(model, SGD, rho=0.3, seed=5, lr=0.1)
+    drawn = torch.Generator()
+    for i in range(3):
+        drawn.manual_seed(keys.stream(5, "noise", i))
+        x, y = batch(i)
+        twin(x)  # BatchNorm's statistics are those of the pass at w
+        params = dict(twin.named_parameters())
+        u = {n: torch.randn(p.shape, generator=drawn, dtype=p.dtype) for n, p in params.items()}
+        length = flat(u.values()).norm()
+        there = {n: (p + 0.3 * u[n] / length).detach().requires_grad_() for n, p in params.items()}
+        buffers = {n: b.clone() for n, b in twin.named_buffers()}
+        loss = F.cross_entropy(torch.func.functional_call(twin, {**there, **buffers}, (x,)), y)
+        with torch.no_grad():
+            for p, g in zip(params.values(), torch.autograd.grad(loss, list(there.values())), strict=True):
+                p -= 0.1 * g
+        minimizer.step(closure(minimizer, model, i))
+    assert torch.allclose(flat(model.parameters()), flat(twin.parameters()), rtol=1e-12, atol=1e-14)
+    assert torch.equal(model[1].running_mean, twin[1].running_mean)
+
+
+def test_noise_is_uniform_on_the_sphere_and_knows_nothing_of_the_gradient():
+    minimizer = Noise(net(), SGD, lr=0.0, seed=0)
+    u = directions(minimizer, 400)
+    n = u.shape[1]
+    assert u.norm(dim=1).numpy() == pytest.approx(np.ones(400), rel=1e-12)
+    assert float(u.mean(0).norm()) < 2 / math.sqrt(400), "no direction is preferred"
+    spread = u.T @ u / 400 * n
+    assert float((spread - torch.eye(n)).abs().max()) < 0.5
+    assert float((u[:-1] * u[1:]).sum(1).abs().mean()) < 2 / math.sqrt(n), "steps are independent"
+
+
+def test_noise_depends_on_its_seed_and_the_step_alone():
+    a, b, c = (directions(Noise(net(), SGD, lr=0.1, seed=s), 3) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a[0], a[1])
+    with pytest.raises(MinimizerError, match="seed is -1; give a whole number of at least 0"):
+        Noise(net(), SGD, lr=0.1, seed=-1)
 
 
 # --- some are others ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ EVERY = [
     Minimizer("GAM", 0.1),
     Minimizer("WASAM", 0.1, average_from=1.0),
     Minimizer("SWA", average_from=2.0),
+    Minimizer("Noise", 0.5),
 ]
 each = pytest.mark.parametrize("minimizer", EVERY, ids=lambda m: f"{m.method}-{m.rho:g}")
 start = partial(scenes.start, DIGITS)
@@ -181,3 +182,10 @@ def test_minimizers_that_differ_have_different_keys():
     every = [replace(PLAIN, minimizer=m) for m in [None, *EVERY]]
     assert len({s.key() for s in every}) == len(every)
     assert len({s.history_key(6, PER_EPOCH) for s in every}) == len(every)
+
+
+def test_noise_is_drawn_from_the_seed_of_the_run():
+    for seed in (0, 3):
+        spec = replace(PLAIN, minimizer=Minimizer("Noise", 0.5), seed=seed)
+        minimizer = training._optimizer(spec, training.network(spec, DIGITS), PER_EPOCH)
+        assert isinstance(minimizer, minimizers.Noise) and minimizer.seed == seed
