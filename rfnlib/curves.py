@@ -97,7 +97,8 @@ class TransferCurve(Curve):
 class SharpnessCurve(Curve):
     """Sharpness along one training run: `values[measure]` is (seeds, epochs), NaN where undefined.
 
-    The measures are those of `probes.Sharpness`, with the training `loss` and the natural `accuracy` beside them.
+    The measures are those of `probes.Sharpness`, with the training `loss` and the natural `accuracy` beside them; or
+    those of `similarity.Similarity`, in the input.
     """
 
     values: dict[str, np.ndarray]

@@ -26,6 +26,7 @@ from rfnlib.recipes import Recipe
 from rfnlib.scale import STANDARD, Scale, Target
 from rfnlib.specs import FeatureSet, TrainSpec
 from rfnlib.subjects import Bench, Subject
+from rfnlib.surrogates import State
 from rfnlib.transforms import named
 
 MODES = ("replay", "run")
@@ -275,7 +276,7 @@ class Lab:
         if recipe:  # all that is collected is trained on the way to the last
             list(self._train(spec, recipes.collected(recipe, max(epochs))))
         others = [next(self._networks(run, [epoch], made)) for run, epoch, made in recipes.members(recipe, spec)]
-        before = self._cost(spec.start) + sum(other.cost["passes"] or 0 for other in others)
+        before = self._before(spec) + sum(other.cost["passes"] or 0 for other in others)
         for s in self._train(spec, epochs):
             parts = list(self._train(spec, recipes.collected(recipe, s.epoch))) if recipe else ()
             cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
@@ -296,12 +297,12 @@ class Lab:
         per_epoch = self._per_epoch(spec)
         return recipes.history(recipe, spec.history_key(max(1, round(epoch * per_epoch)), per_epoch))
 
-    def _cost(self, spec: TrainSpec | None) -> int:
-        """Passes of the whole run of `spec`, and of those that it starts from; 0 for None."""
-        if spec is None:
+    def _before(self, spec: TrainSpec) -> int:
+        """Passes of the runs that `spec` starts from, in batches as large as its own."""
+        if spec.start is None:
             return 0
-        (last,) = self._train(spec, [spec.epochs])
-        return last.cost["passes"] + self._cost(spec.start)
+        (last,) = self._train(spec.start, [spec.start.epochs])
+        return round((last.cost["passes"] + self._before(spec.start)) * spec.start.batch / spec.batch)
 
     def release(
         self, spec: TrainSpec, epoch: float | None = None, name: str = "", recipe: Recipe | None = None
@@ -428,7 +429,7 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The scale's images and targets on the device."""
-        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick())
+        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick(), self._weights)
 
     def _train(self, spec: TrainSpec, at: Iterable[float]) -> Iterator[snapshots.Snapshot]:
         branches = [float(m) for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]
@@ -441,6 +442,11 @@ class Lab:
             device=self.device,
             tick=self.tick,
         )
+
+    def _weights(self, spec: TrainSpec, epoch: float) -> State:
+        """The weights of `spec`'s network after `epoch` epochs, as it would be measured."""
+        (subject,) = self._networks(spec, [epoch])
+        return subject.weights
 
     def _missing(self, m: Measurement, arm: Arm | None = None) -> MissingRecord:
         what = f"{arm.name}: " if arm else ""

@@ -11,7 +11,7 @@ Measured(value=19.3, error=0.007, images=500, split='train, not augmented', pass
 `worst_case`              max of L(w+δ) − L(w) over ‖δ‖₂ ≤ ρ, plain or adaptive
 `average_case`            mean of L(w+δ) − L(w) over δ ~ N(0, ρ²), plain or adaptive
 `relative_flatness`       Σ ⟨wₛ, wₜ⟩ tr Hₛₜ over the rows s, t of the head (Petzka et al. 2021)
-`input_gradient_norm`     mean over images of ‖∇ₓℓ‖₂
+`input_gradient_norm`     mean over images of ‖∇ₓℓ‖₂; the gradients themselves: `input_gradients`
 `input_top_eigenvalue`    mean over images of λ₁ of ∇ₓ²ℓ
 ========================  ==========================================================================
 
@@ -260,9 +260,23 @@ def input_gradient_norm(model: nn.Module, batches: Batches, *, split: str = "") 
         ValueError: as `eigenvalues`.
     """
     with loss_of(model, batches) as loss:
-        norms = [gradient_of(*loss.at_images(x, y)).flatten(1).norm(dim=1) for x, y in loss.pairs()]
-        loss.passes += GRADIENT
-        return loss.measured(*_mean(finite(torch.cat(norms), "an input gradient")), split)
+        return loss.measured(*_mean(_input_gradients(loss).norm(dim=1)), split)
+
+
+def input_gradients(model: nn.Module, batches: Batches) -> Tensor:
+    """∇ₓ ℓ(x, y) of every image, one as a row: (N, C·H·W), on the model's device.
+
+    Raises:
+        ValueError: as `eigenvalues`.
+    """
+    with loss_of(model, batches) as loss:
+        return _input_gradients(loss)
+
+
+def _input_gradients(loss: Loss) -> Tensor:
+    loss.passes += GRADIENT
+    rows = [gradient_of(*loss.at_images(x, y)).flatten(1) for x, y in loss.pairs()]
+    return finite(torch.cat(rows), "an input gradient")
 
 
 def input_top_eigenvalue(

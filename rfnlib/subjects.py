@@ -18,7 +18,7 @@ from rfnlib.recipes import Recipe
 from rfnlib.scale import Scale
 from rfnlib.snapshots import Snapshot, weights_digest
 from rfnlib.specs import TrainSpec
-from rfnlib.surrogates import predictor
+from rfnlib.surrogates import State, predictor
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Subject:
 class Bench:
     """The images of `scale` on `device`; `targets(role)` gives the scale's targets of a role as networks.
 
-    A probe that takes long calls `tick` after each of its parts: it may raise to stop in time.
+    `weights(spec, epoch)` are those of a run after so many epochs, as they would be measured, for a probe that compares
+    networks. A probe that takes long calls `tick` after each of its parts: it may raise to stop in time.
 
     One fixed order of the test images holds for everything: the attacked test images come first, then the attacked
     validation images; natural and robust accuracy are taken on the first so many of all of them.
@@ -67,9 +68,10 @@ class Bench:
         device: str,
         targets: Callable[[str], list[tuple[str, nn.Module]]],
         tick: Callable[[], None] = lambda: None,
+        weights: Callable[[TrainSpec, float], State] = lambda spec, epoch: {},
     ):
         self.scale, self.dataset, self.how, self.targets = scale, dataset, execution.resolve(device), targets
-        self.tick = tick
+        self.tick, self.weights = tick, weights
         drawn = torch.Generator().manual_seed(stream(0, "images"))
         self._order = torch.randperm(len(dataset.test_labels), generator=drawn).to(self.how.device)
         self.attacked = self.test_images(scale.test_images + scale.validation_images)

@@ -23,6 +23,7 @@ from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.records import BadRecord
 from rfnlib.scale import Scale
 from rfnlib.snapshots import DamagedSnapshot, Snapshot
+from rfnlib.specs import Step
 from rfnlib.studies import lr_decay
 
 PER_EPOCH = 5
@@ -405,6 +406,14 @@ def test_records_say_what_they_rest_on(computed):
             assert 0 <= row["accuracy"] <= 1 and 0 <= row["train_accuracy"] <= 1 and row["seconds"] >= 0
             assert row["epochs_of_passes"] == row["epoch"] and row["skipped"] == 0
         assert record.per_epoch == PER_EPOCH
+
+
+def test_what_a_run_starts_from_is_counted_in_batches_as_large_as_its_own(tmp_path):
+    start = replace(TINY.surrogate(Step(0.05), 0), arch="cnn", width=2, epochs=2)
+    spec = replace(start, start=start, epochs=1, batch=2 * start.batch)
+    row = Place(tmp_path).lab().measure(Measurement(spec, At(TINY.robustness, (1.0,)))).at(1.0)
+    assert row["iteration"] == 2 and row["epoch"] == 1.0, "two of its batches an epoch, where five make all images"
+    assert row["epochs_of_passes"] == (2 + 2 * PER_EPOCH / 2) / 2
 
 
 def strings(value) -> Iterator[str]:

@@ -29,7 +29,8 @@ FLOORS = {
     "tools": "vectors buffers sam minimizers attacks transforms folding surrogates features built sharpness landscape "
     "lanczos adapters",
     "procedures": "adversaries objectives snapshots training transfer intervals",
-    "experiment": "recipes records zoo curves measurements probes scale scales subjects lab costs workers",
+    "experiment": "recipes records zoo curves measurements probes similarity planes scale scales subjects lab costs "
+    "workers",
     "presentation": "claims words cards plots.__init__ plots.style plots.examples plots.overview plots.lr_decay "
     "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features",
     "studies": "studies.__init__ studies.counting studies.pilots studies.lr_decay studies.sharpness_drop "
