@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -65,6 +66,18 @@ class Ledger:
         """Training images of the scale."""
         return self.scale.n_train or len(self.lab.dataset().train_labels)
 
+    def run(self, spec: TrainSpec) -> snapshots.Run:
+        """Where the files of a run lie, which is not on built images.
+
+        Raises:
+            DataError: the data set is not there.
+        """
+        return snapshots.Run(spec, self._digest(*spec.cut), _per_epoch(spec, self.n_train), self.lab.cache)
+
+    @functools.cache  # noqa: B019 (lives as long as its lab)
+    def _digest(self, *cut: Any) -> str:
+        return self.lab.cut(*cut).digest
+
     def left(self, m: Measurement) -> dict[str, Unit]:
         """The units of `m` that are not done, by name."""
         missing = self.lab.missing(m)
@@ -94,7 +107,7 @@ class Ledger:
         return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
 
     def _row(self, about: tuple, spec: TrainSpec | Outside, epoch: float) -> str:
-        return key(*about, _history(spec, epoch, self.n_train // spec.batch))
+        return key(*about, _history(spec, epoch, _per_epoch(spec, self.n_train)))
 
     def _on_disk(self, spec: TrainSpec | Outside, epochs: tuple[float, ...]) -> set[str]:
         """The epochs of training that need not be trained to have `spec`'s network at `epochs`, by name.
@@ -102,10 +115,13 @@ class Ledger:
         As `training.train` does it: snapshots that are there are taken, and it goes on from the last state before the
         first that is not.
         """
-        if isinstance(spec, Outside) or spec.features or self._data is None:
+        if isinstance(spec, Outside) or spec.features:
             return set()
-        per_epoch = self.n_train // spec.batch
-        run = snapshots.Run(spec, self._data, per_epoch, self.lab.cache)
+        try:
+            run = self.run(spec)
+        except data.DataError:
+            return set()
+        per_epoch = run.per_epoch
         lacking = [i for e in epochs if not run.snapshot(i := max(1, round(e * per_epoch))).path.exists()]
         if not lacking:
             return set(_training(spec, math.ceil(max(epochs) - 1e-9), self.n_train))
@@ -115,20 +131,12 @@ class Ledger:
             found |= self._on_disk(other, (float(other.epochs),)) if other else set()
         return found
 
-    @functools.cached_property
-    def _data(self) -> str | None:
-        """The digest that the data set has in the names of snapshots; None where it is not there."""
-        try:
-            return self.lab.dataset().digest
-        except data.DataError:
-            return None
-
 
 @functools.cache
 def _training(spec: TrainSpec | Outside, end: int, n_train: int) -> Mapping[str, Unit]:
     if not end or isinstance(spec, Outside):
         return {}
-    per_epoch = n_train // spec.batch
+    per_epoch = _per_epoch(spec, n_train)
     epoch = Unit(_network(spec), per_epoch * spec.batch * passes_per_step(spec))
     found = {_history(spec, e, per_epoch): epoch for e in range(1, end + 1)}
     for other in (spec.start, spec.witness):
@@ -138,6 +146,11 @@ def _training(spec: TrainSpec | Outside, end: int, n_train: int) -> Mapping[str,
         found |= _training(model, model.epochs, n_train)
         found[key(spec.features)] = Unit(_network(model), n_train * spec.features.steps)
     return found
+
+
+def _per_epoch(spec: TrainSpec | Outside, n_train: int) -> int:
+    """Steps an epoch, of a run on all of `n_train` images or on as many as it says."""
+    return (spec.n_train or n_train) // spec.batch
 
 
 @functools.cache

@@ -53,10 +53,10 @@ class TransferCurve(Curve):
     """Transfer along one training run.
 
     `hits[e]` are the outcomes at `epochs[e]` on `targets`; `accuracy` is the surrogates' natural accuracy, `training`
-    their accuracy on the data set's own training images, un-augmented (also of a run on D_R or D_NR, which trains on
-    images made from them), `loss` the mean cross-entropy there; each (seeds, epochs). `passes` are the forward-backward
-    passes of the training up to each epoch, in epochs of plain training, and `l2` the mean length of the perturbations,
-    both (seeds, epochs).
+    their accuracy on the scale's own training images, un-augmented (also of a run on D_R or D_NR, which trains on
+    images made from them, and of one on other images, which never sees them), `loss` the mean cross-entropy there; each
+    (seeds, epochs). `passes` are the forward-backward passes of the training up to each epoch, in epochs of plain
+    training, and `l2` the mean length of the perturbations, both (seeds, epochs).
     """
 
     targets: tuple[str, ...]

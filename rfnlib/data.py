@@ -50,7 +50,8 @@ class Dataset:
         checksum: SHA-256 of all images and labels as they were read, the same for a subset.
         classes: their names, in the order of the labels.
         flip: whether a mirrored image keeps its class.
-        n_train: how many training images `subset` chose; None: it holds all of them.
+        n_train, skip: how many training images `subset` chose, and from which on; None: it holds all of them.
+        noise: the share of training labels that `noisy` replaced, and the seed; None: they are as they were.
         built_from: the name of the data set whose training images `rfnlib.features` replaced; None: it is an original.
     """
 
@@ -65,6 +66,8 @@ class Dataset:
     classes: tuple[str, ...]
     flip: bool = True
     n_train: int | None = None
+    skip: int = 0
+    noise: tuple[float, int] | None = None
     built_from: str | None = None
 
     @cached_property
@@ -88,35 +91,72 @@ class Dataset:
         names = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def subset(self, n_train: int | None) -> Dataset:
+    @property
+    def most(self) -> int:
+        """The most training images that a class-balanced subset has."""
+        return self.n_classes * int(torch.bincount(self.train_labels, minlength=self.n_classes).min())
+
+    def subset(self, n_train: int | None, skip: int = 0) -> Dataset:
         """A fixed, class-balanced choice of training images, with the same test images.
 
-        Subsets are nested: the first m images of a larger one are the subset of size m.
+        Subsets are nested: the first m images of a larger one are the subset of size m. Those with `skip` m are of the
+        images that come after these, and have none of them.
 
         Args:
             n_train: how many: a multiple of `n_classes` that every class can supply its share of; None: all.
+            skip: how many of the fixed order come before the first one chosen: likewise, or 0.
 
         Raises:
             DataError: another number.
         """
         if n_train is None:
+            require(skip == 0, f"skip={skip!r} with n_train=None: say how many images to take after these.")
             return self
-        labels = self.train_labels.cpu().numpy()
+        labels, most = self.train_labels.cpu().numpy(), self.most
         members = [np.flatnonzero(labels == c) for c in range(self.n_classes)]
-        most = self.n_classes * min(len(m) for m in members)
         require(
             checks.is_whole(n_train, 1, most) and n_train % self.n_classes == 0,
             f"n_train={n_train!r} is not a class-balanced subset of {self.name}: choose a "
             f"multiple of {self.n_classes} from {self.n_classes} to {most}, or None for all.",
+        )
+        require(
+            checks.is_whole(skip, 0, most - n_train) and skip % self.n_classes == 0,
+            f"skip={skip!r} does not leave {n_train} class-balanced images of {self.name}: choose a "
+            f"multiple of {self.n_classes} from 0 to {most - n_train}.",
         )
         # RandomState, because numpy promises its stream for good (NEP 19). Both draws are over
         # the whole set whatever n_train is: that is what makes the subsets nested.
         rng = np.random.RandomState(0)
         rounds = np.stack([rng.permutation(m)[: most // self.n_classes] for m in members], axis=1)
         rounds = np.stack([rng.permutation(r) for r in rounds])
-        index = torch.from_numpy(rounds.reshape(-1)[:n_train]).to(self.train_labels.device)
+        index = torch.from_numpy(rounds.reshape(-1)[skip : skip + n_train]).to(self.train_labels.device)
         chosen = {"train_images": self.train_images[index], "train_labels": self.train_labels[index]}
-        return replace(self, **chosen, n_train=n_train)
+        return replace(self, **chosen, n_train=n_train, skip=skip)
+
+    def cut(self, n_train: int | None, skip: int, label_noise: float, seed: int) -> Dataset:
+        """The images and labels that `TrainSpec.cut` names, by `subset` and `noisy`; raises as these."""
+        return self.subset(n_train, skip).noisy(label_noise, seed)
+
+    def noisy(self, share: float, seed: int = 0) -> Dataset:
+        """The same images with a share of the training labels replaced, each by any other class, all as likely.
+
+        Args:
+            share: in [0, 1): so many of the images, rounded to a whole number, are drawn without replacement.
+            seed: of a stream that nothing else draws from.
+
+        Raises:
+            DataError: a share outside [0, 1), or labels that were replaced before.
+        """
+        require(checks.is_number(share, 0) and share < 1, f"the share is {share!r}: give a number in [0, 1).")
+        require(self.noise is None, f"labels of {self.name} are replaced already ({self.noise}): begin with true ones.")
+        if not share:
+            return self
+        drawn = torch.Generator().manual_seed(keys.stream(seed, "label noise"))
+        n, labels = len(self.train_labels), self.train_labels.clone()
+        chosen = torch.randperm(n, generator=drawn)[: round(share * n)].to(labels.device)
+        further = torch.randint(1, self.n_classes, chosen.shape, generator=drawn).to(labels.device)
+        labels[chosen] = (labels[chosen] + further) % self.n_classes
+        return replace(self, train_labels=labels, noise=(share, seed))
 
 
 # --- augmentation -----------------------------------------------------------------------------------
@@ -190,6 +230,7 @@ class _Source:
     loader: Callable[[Path], Dataset] | str
     image_shape: tuple[int, ...] | None = None
     checksum: str | None = None
+    most: int | None = None
 
 
 _SOURCES: dict[str, _Source] = {}
@@ -201,6 +242,7 @@ def register(
     *,
     image_shape: tuple[int, ...] | None = None,
     checksum: str | None = None,
+    most: int | None = None,
 ) -> None:
     """Let specs, `load` and all that builds on them know a data set; a second one of a name replaces the first.
 
@@ -210,6 +252,7 @@ def register(
             leave alone. "module:function" is imported when it is first needed.
         image_shape: (C, H, W), to be known without loading; None: it is loaded when somebody asks.
         checksum: likewise `Dataset.checksum`, and what is loaded must have it.
+        most: likewise `Dataset.most`.
 
     Raises:
         DataError: a name that could not be part of a file's.
@@ -218,7 +261,7 @@ def register(
     require(plain, f"the data set's name is {name!r}; give letters, digits, hyphens and underscores.")
     fine = callable(loader) or (isinstance(loader, str) and ":" in loader)
     require(fine, f"the loader of {name} is {loader!r}; give a function from a folder to a Dataset.")
-    _SOURCES[name] = _Source(loader, image_shape, checksum)
+    _SOURCES[name] = _Source(loader, image_shape, checksum, most)
 
 
 def names() -> tuple[str, ...]:
@@ -259,6 +302,11 @@ def image_shape(name: str) -> tuple[int, ...]:
 def checksum(name: str) -> str:
     """`Dataset.checksum` of a data set, loaded only if it was registered without."""
     return _source(name).checksum or load(name).checksum
+
+
+def most(name: str) -> int:
+    """`Dataset.most` of a data set, loaded only if it was registered without."""
+    return _source(name).most or load(name).most
 
 
 def _source(name: str) -> _Source:
@@ -458,12 +506,14 @@ register(
     _digits,
     image_shape=(1, 8, 8),
     checksum="bffa7e5beaf5f21ddd5c74665b972cc5030b6eab2162d925e47a5dcc8083aaff",
+    most=1240,
 )
 register(
     "cifar10",
     _cifar10,
     image_shape=CIFAR10_SHAPE,
     checksum="32e5966899bde482c0ef7d076bf69809b4b1488c806f657a814cfca4646ec493",
+    most=50_000,
 )
 for _name in ("cifar100", "svhn"):
     register(_name, f"rfnlib.datasets:{_name}", image_shape=(3, 32, 32))

@@ -135,7 +135,7 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     for name, path in released.items():
         about = zoo.read(path)[1]
         spec = parse(about["spec"])
-        epoch = about["iteration"] / steps_per_epoch(spec, lab.dataset())
+        epoch = about["iteration"] / steps_per_epoch(spec, lab.trained_on(spec))
         arm = Arm(name, [spec], At(lab.scale.transfer, (epoch,), recipes.parse(about.get("recipe"))))
         seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {

@@ -23,7 +23,6 @@ from rfnlib.costs import Ledger, Pace, Unit
 from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.progress import duration
-from rfnlib.snapshots import Run
 from rfnlib.workers import Place, cluster, measure
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -132,10 +131,8 @@ class Todo:
     def prune(self) -> int:
         """Delete what nothing that is missing needs of the snapshots and states; return the bytes freed."""
         specs = {spec for m in self.missing for spec in m.spec.lineage()}
-        lab, per_epoch = self.lab, self.ledger.n_train
-        digest = lab.dataset().digest
-        wanted = [Run(s, digest, per_epoch // s.batch, lab.cache) for s in specs if not s.features]
-        return snapshots.prune(lab.cache, wanted, built=any(spec.features for spec in specs))
+        wanted = [self.ledger.run(spec) for spec in specs if not spec.features]
+        return snapshots.prune(self.lab.cache, wanted, built=any(spec.features for spec in specs))
 
     def seconds(self) -> float:
         """What all that is missing would take one worker, one unit after the other."""

@@ -290,7 +290,7 @@ class Lab:
     def _per_epoch(self, spec: TrainSpec | Outside) -> int:
         if isinstance(spec, Outside):
             return 1
-        return training.steps_per_epoch(spec, self.dataset(spec.features))
+        return training.steps_per_epoch(spec, self.trained_on(spec))
 
     def _history(self, spec: TrainSpec | Outside, epoch: float, recipe: Recipe | None) -> str:
         """The key of what lies behind the weights of `spec` at `epoch`, or those that `recipe` makes of them."""
@@ -385,7 +385,7 @@ class Lab:
             )
         return Subject(spec, about["iteration"], self._per_epoch(spec), about["history"], weights, about["cost"])
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
+    @functools.lru_cache(maxsize=3)  # noqa: B019 (a lab lives as long as its process)
     def _targets(self, against: str) -> list[tuple[str, nn.Module]]:
         """The targets with the digests of their weights, which must be those of the recorded clean errors.
 
@@ -415,9 +415,21 @@ class Lab:
         """The scale's data set, or the set of features `wanted`: from the cache, or built, its network first."""
         return self._built(wanted) if wanted else self._images
 
+    def trained_on(self, spec: TrainSpec) -> data.Dataset:
+        """The data set of a run: that of the scale, a built one, or another cut than the scale's."""
+        return self._built(spec.features) if spec.features else self.cut(*spec.cut)
+
+    def cut(self, *cut: Any) -> data.Dataset:
+        """The scale's data set, cut as `TrainSpec.cut` says."""
+        return self._images if cut == (self.scale.n_train, 0, 0.0, 0) else self._cut(*cut)
+
     @functools.cached_property
     def _images(self) -> data.Dataset:
         return data.load(self.scale.data).subset(self.scale.n_train).to(self.device)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
+    def _cut(self, *cut: Any) -> data.Dataset:
+        return data.load(self.scale.data).cut(*cut).to(self.device)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (a lab lives as long as its process)
     def _built(self, wanted: FeatureSet) -> data.Dataset:
@@ -436,7 +448,7 @@ class Lab:
         return training.train(
             spec,
             [float(e) for e in at],
-            dataset=self.dataset(spec.features),
+            dataset=self.trained_on(spec),
             cache=self.cache,
             keep=branches,
             device=self.device,

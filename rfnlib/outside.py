@@ -41,7 +41,7 @@ class Outside:
     width: ClassVar[None] = None
     stem: ClassVar[int] = 1
     input_penalty: ClassVar[float] = 0.0
-    seed = schedule = minimizer = adversary = features = start = witness = None
+    n_train = seed = schedule = minimizer = adversary = features = start = witness = None
 
     @property
     def arch(self) -> str:

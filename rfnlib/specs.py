@@ -302,12 +302,14 @@ class TrainSpec:
 
     `minimizer` None means SGD alone, else a method around it; `adversary` None means images as they are, else
     adversarial ones; `features` None means the training set itself, else one built from it. `n_train` None means the
-    whole training set; `width` None the published width; `stem` is the stride of the first convolution.
-    `start` None means new weights, else the last ones of that run, with a fresh momentum (LGV's collection, say).
+    whole training set, else so many of its images, the first `skip` of them left out; `label_noise` is the share of
+    labels that are replaced (see `Dataset.subset` and `Dataset.noisy`). `width` None the published width; `stem` is the
+    stride of the first convolution. `start` None means new weights, else the last ones of that run, with a fresh
+    momentum (LGV's collection, say).
     `witness` and `input_penalty` change what is minimised: see `rfnlib.objectives`.
-    `seed` draws the initial weights, the order of the images, their augmentation, the adversary's random starts and a
-    minimizer's noise, each from its own stream. Defaults are the authors' earlier public settings for CIFAR
-    (see README, *Settings*).
+    `seed` draws the initial weights, the order of the images, their augmentation, the adversary's random starts, a
+    minimizer's noise and the labels that are replaced, each from its own stream. Defaults are the authors' earlier
+    public settings for CIFAR (see README, *Settings*).
     """
 
     data: str
@@ -330,6 +332,8 @@ class TrainSpec:
     witness: TrainSpec | None = None
     input_penalty: float = 0.0
     stem: int = 1
+    skip: int = 0
+    label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         _require_name(self, "data", "arch")
@@ -337,16 +341,17 @@ class TrainSpec:
             isinstance(self.schedule, Schedule), f"schedule is {self.schedule!r}; give one of {', '.join(_SCHEDULES)}."
         )
         _require_whole(self, 1, "epochs", "batch", "stem")
-        _require_whole(self, 0, "seed")
+        _require_whole(self, 0, "seed", "skip")
         _require_whole(self, 1, "n_train", "width", optional=True)
         _require_bool(self, "nesterov", "augment")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "label_noise"):
             value = getattr(self, name)
             require(is_number(value, 0) and value < 1, f"{name} is {value!r}; give a number in [0, 1).")
         for name in ("weight_decay", "input_penalty"):
             value = getattr(self, name)
             require(is_number(value, 0), f"{name} is {value!r}; give a number of 0 or more.")
         require(not self.nesterov or self.momentum > 0, "nesterov needs momentum above 0.")
+        require(not self.skip or self.n_train, f"skip is {self.skip} without n_train; say how many images to take.")
         for name, kind, default in (
             ("minimizer", Minimizer, "for SGD alone"),
             ("adversary", Adversary, "for images as they are"),
@@ -368,18 +373,24 @@ class TrainSpec:
     def _check_others(self) -> None:
         """Refuse runs to build on that do not fit this one."""
         of = self.features.model if self.features else self
-        same = (of.data, of.n_train) == (self.data, self.n_train)
+        same = (of.data, of.cut) == (self.data, self.cut) and not (self.features and (self.skip or self.label_noise))
         require(same, "features are those of a network trained on other images; give both specs one data and n_train.")
         for name in ("start", "witness"):
             other = getattr(self, name)
-            same = not other or all(getattr(other, on) == getattr(self, on) for on in ("data", "n_train", "features"))
-            require(same, f"{name} is trained on other images; give both specs one data, n_train and features.")
+            same = not other or all(getattr(other, on) == getattr(self, on) for on in ("data", "cut", "features"))
+            way_out = "give both specs one data, n_train, skip, label_noise and features"
+            require(same, f"{name} is trained on other images; {way_out}.")
         of = self.start
         same = of is None or (of.arch, of.width, of.stem) == (self.arch, self.width, self.stem)
         way_out = "and its weights do not fit; give a run of this one"
         require(same, f"start is of another architecture, width or stem, {way_out}.")
         fine = not (self.witness and (self.input_penalty or self.label_smoothing))
         require(fine, "a witness takes the place of the labels; leave input_penalty and label_smoothing at 0.")
+
+    @property
+    def cut(self) -> tuple[int | None, int, float, int]:
+        """What `Dataset.cut` makes of the data set: how many images, after how many; labels replaced, by which seed."""
+        return self.n_train, self.skip, self.label_noise, self.seed if self.label_noise else 0
 
     def key(self) -> str:
         """The name under which everything made from this spec is kept."""
@@ -411,7 +422,10 @@ class TrainSpec:
         against = [f"{f'free{a.replay}' if a.replay else f'pgd{a.steps}'}-{a.norm}-{a.eps:.3g}"] if a else []
         penalty = [f"ir{self.input_penalty:g}"] if self.input_penalty else []
         onwards = [f"{name}-{other.key()[:4]}" for name, other in (("from", self.start), ("as", self.witness)) if other]
-        return [*by, *against, *penalty, *onwards, *([self.features.name] if self.features else [])]
+        images = [f"{self.n_train}after{self.skip}"] if self.skip else []
+        images += [f"noise{self.label_noise:g}"] if self.label_noise else []
+        images += [] if self.augment else ["plain"]
+        return [*by, *against, *penalty, *onwards, *([self.features.name] if self.features else []), *images]
 
     @property
     def short_name(self) -> str:

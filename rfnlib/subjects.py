@@ -117,8 +117,9 @@ class Bench:
     def accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float | None]:
         """Natural accuracy, and accuracy and mean cross-entropy on all training images, not augmented.
 
-        These are the data set's own images, whatever the run was trained on: of one trained on D_R or D_NR too. A
-        network from outside was trained on others, so it is not asked about these.
+        These are the scale's own images with their true labels, whatever the run was trained on: of one trained on D_R
+        or D_NR too, and of one trained on other images of the data set, which has never seen them. A network from
+        outside was trained on others, so it is not asked about these.
         """
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:

@@ -111,7 +111,7 @@ def train(
     require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
     if spec.minimizer:
         _method(spec.minimizer)
-    dataset = dataset or data.load(spec.data).subset(spec.n_train)
+    dataset = dataset or data.load(spec.data).cut(*spec.cut)
     _check_described(dataset, spec)
     per_epoch = steps_per_epoch(spec, dataset)
     run = Run(spec, dataset.digest, per_epoch, cache or paths.cache_dir())
@@ -423,3 +423,6 @@ def _check_described(dataset: data.Dataset, spec: TrainSpec) -> None:
     fits = dataset.n_train is None if spec.n_train is None else n == spec.n_train
     whole = "a part, of " if dataset.n_train else ""
     require(fits, f"n_train is {spec.n_train}, but the data set has {whole}{n} training images; give n_train={n}.")
+    there = (dataset.skip, *(dataset.noise or (0.0, 0)))
+    asked = f"the spec asks for skip, label_noise and its seed {spec.cut[1:]}, and the data set has {there}"
+    require(there == spec.cut[1:], f"{asked}; give data.load({spec.data!r}).cut(*spec.cut).")

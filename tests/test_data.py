@@ -348,6 +348,57 @@ def test_impossible_subsets_are_refused(n):
         load("digits").subset(n)
 
 
+def test_images_that_come_after_a_subset_are_none_of_it_and_as_balanced():
+    digits = load("digits")
+    first, rest = digits.subset(1000), digits.subset(240, skip=1000)
+    both = torch.cat([first.train_images, rest.train_images])
+    assert torch.equal(both, digits.subset(1240).train_images) and len(both.flatten(1).unique(dim=0)) == 1240
+    assert rest.train_labels.bincount().tolist() == [24] * 10
+    assert (rest.n_train, rest.skip, first.skip) == (240, 1000, 0) and rest.digest != digits.subset(240).digest
+
+
+@pytest.mark.parametrize("skip", [-10, 5, 250, True])
+def test_a_subset_that_would_reach_beyond_the_last_image_is_refused(skip):
+    with pytest.raises(DataError, match=f"skip={skip} does not leave 1000 .*from 0 to 240"):
+        load("digits").subset(1000, skip)
+    with pytest.raises(DataError, match="skip=10 with n_train=None"):
+        load("digits").subset(None, 10)
+
+
+def test_the_most_images_of_a_subset_are_known_without_loading(monkeypatch):
+    assert load("digits").most == data.most("digits") == 1240
+    monkeypatch.setattr(data, "load", None)
+    assert data.most("digits") == 1240 and data.most("cifar10") == 50_000
+
+
+def test_noisy_labels_are_so_many_and_never_the_true_ones():
+    digits = load("digits").subset(1000)
+    noisy = digits.noisy(0.2, seed=3)
+    wrong = noisy.train_labels != digits.train_labels
+    assert int(wrong.sum()) == 200 and noisy.train_labels.max() < 10 and noisy.train_images is digits.train_images
+    further = (noisy.train_labels - digits.train_labels)[wrong] % 10
+    assert further.bincount(minlength=10)[0] == 0
+    assert ((further.bincount(minlength=10)[1:] - 200 / 9).abs() < 4 * (200 / 9) ** 0.5).all(), "uniform"
+    assert noisy.noise == (0.2, 3) and digits.noise is None
+    again, other = digits.noisy(0.2, seed=3), digits.noisy(0.2, seed=4)
+    assert again.digest == noisy.digest != other.digest and noisy.digest != digits.digest
+    assert digits.noisy(0.0, seed=3) is digits
+
+
+def test_noise_that_cannot_be_is_refused():
+    digits = load("digits").subset(100)
+    with pytest.raises(DataError, match=r"the share is 1.0: give a number in \[0, 1\)"):
+        digits.noisy(1.0)
+    with pytest.raises(DataError, match=r"labels of digits are replaced already \(\(0.2, 1\)\)"):
+        digits.noisy(0.2, 1).noisy(0.2, 1)
+
+
+def test_a_cut_is_a_subset_with_its_noise():
+    cut = load("digits").cut(100, 50, 0.1, 7)
+    by_hand = load("digits").subset(100, 50).noisy(0.1, 7)
+    assert cut.digest == by_hand.digest and load("digits").cut(None, 0, 0.0, 0).digest == load("digits").digest
+
+
 # -------------------------------------------------------------------------------- augmentation
 
 

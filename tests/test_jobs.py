@@ -95,6 +95,20 @@ def test_snapshots_that_nothing_needs_any_more_can_be_deleted_on_the_way(alone, 
     assert not list(folder.iterdir()) and found(tmp_path) == alone
 
 
+def test_runs_on_another_cut_are_looked_for_under_its_digest(tmp_path, monkeypatch):
+    lab = lab_in(tmp_path)
+    spec = replace(lab.scale.flat(None, 0), n_train=80, skip=200, label_noise=0.2)
+    m = Measurement(spec, At(lab.scale.transfer, (1.0, 2.0)))
+    monkeypatch.setattr(studies, "plan", lambda lab, claims=None: [m])
+    before = costs.Ledger(lab).left(m)
+    assert sorted(unit.passes for unit in before.values())[:2] == [80, 80], "an epoch is of its own 80 images"
+    options = {"cache": lab.cache, "device": "cpu", "progress": False}
+    (first,) = training.train(spec, [1.0], dataset=lab.trained_on(spec), **options)
+    assert len(costs.Ledger(lab).left(m)) == len(before) - 1
+    jobs.Todo(lab).prune()
+    assert first.path.exists()
+
+
 def test_a_worker_killed_in_the_middle_loses_nothing(alone, tmp_path, monkeypatch):
     lab, killed, before = lab_in(tmp_path), [], {p.pid for p in children()}
     add = lab.add

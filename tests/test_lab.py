@@ -222,6 +222,23 @@ def test_the_data_set_is_read_once(tmp_path):
     assert lab.dataset() is lab.dataset(None) is lab.bench.dataset
 
 
+def test_a_run_on_another_cut_is_trained_on_it_and_measured_where_all_are(tmp_path):
+    lab = Place(tmp_path).lab(scale=replace(TINY, targets=TINY.targets[:2]))
+    spec = replace(lab.scale.flat(None, 0), n_train=120, skip=200, label_noise=0.25, augment=False)
+    own = data.load("digits").subset(120, skip=200).noisy(0.25, 0)
+    assert lab.trained_on(spec).digest == own.digest and lab.trained_on(lab.scale.flat(None, 0)) is lab.dataset()
+    (row,) = lab.measure(Measurement(spec, At(lab.scale.transfer, (1.0,)))).rows
+    assert row["iteration"] == 3, "batches of 40 of its own 120 images"
+    (s,) = training.train(spec, [1.0], dataset=own, cache=tmp_path / "alone", device="cpu", progress=False)
+    weights = zoo.rounded(s.weights())
+    assert row["weights"] == keys.digest(weights)
+    network = training.network(spec, own)
+    network.load_state_dict(weights)
+    scale_s = lab.dataset()  # on these, with true labels, though it has never seen them
+    right = network.eval()(data.to_float(scale_s.train_images)).argmax(1) == scale_s.train_labels
+    assert row["train_accuracy"] == round(float(right.float().mean()), 4)
+
+
 def test_a_row_of_a_shared_past_is_copied_and_not_computed(place, computed, attacks, monkeypatch):
     path = place.record("transfer-resnet18-w4-step2-s0")
     gone = without(path, 0)  # epoch 1, which the constant learning rate has too

@@ -73,6 +73,7 @@ some_spec = st.builds(
     label_smoothing=st.floats(0, 0.9),
     augment=st.booleans(),
     seed=st.integers(0, 2**31),
+    label_noise=st.just(0.0) | fraction,
 )
 
 # -------------------------------------------------------------------------------------------- keys
@@ -120,12 +121,15 @@ OTHER = {
     "witness": spec(),
     "input_penalty": 0.1,
     "stem": 2,
+    "skip": 10,
+    "label_noise": 0.2,
 }
+WITH = {"skip": {"n_train": 20}}  # fields without which another makes no sense
 
 
 def test_every_field_of_a_training_spec_is_in_its_key():
     assert set(OTHER) == {f.name for f in fields(TrainSpec)}  # a new field belongs in this test too
-    changed = [replace(spec(), **{name: value}) for name, value in OTHER.items()]
+    changed = [replace(spec(), **{name: value, **WITH.get(name, {})}) for name, value in OTHER.items()]
     assert len({s.key() for s in [spec(), *changed]}) == len(OTHER) + 1
     # Nothing but `epochs` of a step schedule (see below) is left out of the history.
     later = {s.history_key(10, 10) for s in [spec(), *changed]}
@@ -188,6 +192,22 @@ def test_a_description_that_lacks_a_field_does_not_parse():
         del plain[name]
         with pytest.raises(SpecError, match=name):
             parse(plain)
+
+
+def test_which_images_and_labels_are_fields_like_any_other_and_leave_older_keys_alone():
+    """Snapshots and records are filed under these: with other keys all of them are lost."""
+    assert spec(n_train=100).key() == spec(n_train=100, skip=0, label_noise=0.0).key() == "e2bfe7909cb74cde"
+    assert spec(n_train=100).history_key(7, 10) == "b7b83d0697221b2e"
+    others = [spec(n_train=100), spec(n_train=100, skip=50), spec(n_train=100, label_noise=0.2), spec(augment=False)]
+    assert len({s.key() for s in others}) == len({s.history_key(1, 10) for s in others}) == len(others)
+    assert [s.traits for s in others] == [[], ["100after50"], ["noise0.2"], ["plain"]]
+    for one in others:
+        assert parse(json.loads(json.dumps(one.describe()))) == one
+
+
+def test_the_seed_is_part_of_the_cut_where_labels_are_replaced_and_only_there():
+    assert spec(seed=3).cut == spec(seed=4).cut == (None, 0, 0.0, 0)
+    assert spec(seed=3, label_noise=0.2).cut != spec(seed=4, label_noise=0.2).cut
 
 
 # ----------------------------------------------------------------------------------------- history
@@ -348,7 +368,7 @@ def test_a_witness_may_be_of_any_architecture_and_a_run_of_any_length_may_be_a_s
 
 
 def test_what_is_left_at_its_default_is_in_no_key_and_may_lack_in_a_description():
-    new = ("start", "witness", "input_penalty")
+    new = ("start", "witness", "input_penalty", "skip", "label_noise")
     for one in [spec(), *(replace(spec(), **{name: OTHER[name]}) for name in OTHER if name not in new)]:
         assert not set(new) & canonical(one).keys()
         assert parse({k: v for k, v in one.describe().items() if k not in new}) == one
@@ -477,6 +497,12 @@ def test_what_is_no_description_is_a_spec_error(plain):
         (lambda: spec(label_smoothing=1), "label_smoothing is 1;"),
         (lambda: spec(nesterov=True, momentum=0), "nesterov"),
         (lambda: spec(features="D_R"), "features is 'D_R';"),
+        (lambda: spec(skip=10), "skip is 10 without n_train; say how many"),
+        (lambda: spec(skip=-1, n_train=10), "skip is -1; give an integer of at least 0"),
+        (lambda: spec(label_noise=1.0), "label_noise is 1.0; give a number in [0, 1)."),
+        (lambda: spec(start=spec(n_train=10, skip=10), n_train=10), "start is trained on other images;"),
+        (lambda: spec(start=spec(label_noise=0.2, seed=1), label_noise=0.2), "start is trained on other images;"),
+        (lambda: spec(features=built(), label_noise=0.2), "features are"),
         (lambda: spec(features=built(), n_train=77), "features are those of a network trained on other images;"),
         (lambda: spec(start="last"), "start is 'last'; give a TrainSpec, or None for new weights."),
         (lambda: spec(witness=Step()), "witness is Step("),
