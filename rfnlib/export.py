@@ -3,8 +3,8 @@
     python -m rfnlib records --scale laptop --csv records.csv
 
 Shares are in [0, 1], epochs and passes in epochs of plain training. Success is that on the standard test targets (of
-pilots: on the validation ones, which are all that may be looked at), or on the robust ones, with its 95 % interval over
-the images of that one network; seeds are lines of their own.
+pilots: on the validation ones, which are all that may be looked at), or on robust or varied ones, with its 95 %
+interval over the images of that one network; seeds are lines of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rfnlib import records, words
 from rfnlib.intervals import interval, share
 from rfnlib.lab import Lab
 from rfnlib.probes import Sharpness, outcomes
+from rfnlib.scale import VARIED
 from rfnlib.transfer import success
 
 
@@ -57,10 +58,10 @@ def _lines(lab: Lab, record: records.Record) -> Iterator[dict[str, Any]]:
 def _transfer(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"attack": str(record.settings["attack"]), "white-box success": row["whitebox"]}
     scale = lab.scale
-    for against in ("standard", "robust"):
+    for against in ("standard", "robust", VARIED):
         if record.settings["targets"] != [scale.target(t).key() for t in scale.targets_of(against)]:
             continue
-        role = against if against == "robust" else "validation" if record.spec.seed in scale.pilots else "test"
+        role = against if against != "standard" else "validation" if record.spec.seed in scale.pilots else "test"
         (hits,) = outcomes(lab, against, role, [[row]], record.name)
         found |= {"targets": role, **_estimate("success", success(hits))}
         names = [t.name for t in scale.targets_of(against) if t.role == role]

@@ -86,9 +86,13 @@ class Clean:
 class Transfer:
     """Attack a surrogate and try the examples on every target; hits are kept image by image.
 
+    A hit is a target that is wrong. If the attack is targeted, what it wants is the next class (that of number y + 1,
+    after the last one the first), and a hit is a target that says so.
+
     Attributes:
         attack: how the examples are made.
-        against: "standard": the scale's test and validation targets; "robust": those trained adversarially.
+        against: "standard": the scale's test and validation targets; "robust": those trained adversarially; "varied":
+            those of `Scale.targets_of` that are trained otherwise.
     """
 
     attack: IterativeAttack
@@ -104,7 +108,8 @@ class Transfer:
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         targets = [scale.target(t).key() for t in scale.targets_of(self.against)]
-        return {"attack": self.attack.describe(), **scale.images(), "targets": targets}
+        wanted = {"wanted": "the next class"} if self.attack.targeted else {}
+        return {"attack": self.attack.describe(), **scale.images(), "targets": targets, **wanted}
 
     def needs(self, scale: Scale) -> list[Measurement]:
         """The targets as they are, without which no row can be made."""
@@ -112,15 +117,20 @@ class Transfer:
 
     def row(self, bench: Bench, subject: Subject) -> Row:
         (images, labels), model = bench.attacked, bench.network(subject)
-        adversarial = self.attack(model, images, labels)
-        judged = predictor(model)
-        targets = bench.targets(self.against)
-        hits = torch.stack([transfer.predict(target, adversarial) != labels for _, target in targets], 1)
+        wanted = (labels + 1) % bench.dataset.n_classes if self.attack.targeted else None
+        adversarial = self.attack(model, images, labels if wanted is None else wanted)
+
+        def hit(network: nn.Module) -> Tensor:
+            said = transfer.predict(network, adversarial)
+            return said != labels if wanted is None else said == wanted
+
+        judged, targets = predictor(model), bench.targets(self.against)
+        hits = torch.stack([hit(target) for _, target in targets], 1)
         return {
             **bench.accuracies(subject, model),
             "adv_wrong": records.pack(hits.cpu().numpy()),
             "surrogate_wrong": _wrong(judged, images, labels),
-            "whitebox": round(float((transfer.predict(judged, adversarial) != labels).float().mean()), 4),
+            "whitebox": round(float(hit(judged).float().mean()), 4),
             "l2": round(float((adversarial - images).flatten(1).norm(dim=1).mean()), 4),
             "targets": [digest for digest, _ in targets],
             "passes": self.attack.passes * len(labels),
@@ -265,7 +275,7 @@ def outcomes(lab: Lab, against: str, role: str, rows: Sequence[Sequence[Row]], n
     """What rows of transfer recorded of `name` on the images and targets of `role`, epoch by epoch.
 
     Args:
-        against: "standard" or "robust", as the rows were.
+        against: "standard", "robust" or "varied", as the rows were.
         role: of the targets; "validation" has images of its own.
         rows: by seed and epoch.
 

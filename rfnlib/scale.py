@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rfnlib.attacks import IterativeAttack
@@ -22,6 +22,7 @@ from rfnlib.specs import (
 
 STANDARD = ("test", "validation")  # the roles of targets that are trained on images as they are
 ROLES = (*STANDARD, "robust")
+VARIED = "varied"  # the role of targets that are derived from these: see `Scale.targets_of`
 CONSTANT = "constant"  # the schedule whose rate stays
 
 
@@ -56,9 +57,11 @@ class Target:
 
     Attributes:
         arch: the network; or one that was trained elsewhere, with `epochs` 1.
-        role: one of `ROLES`; those whose role is "robust" are trained on images made by `adversary`.
+        role: one of `ROLES`, or `VARIED`; those whose role is "robust" are trained on images made by `adversary`.
         epochs: of its training, by one cycle of the learning rate.
         seed: no surrogate has one of 1000 or more.
+        lr: the highest rate of the cycle; None: the scale's.
+        minimizer: None: SGD alone.
     """
 
     arch: Arch | Outside
@@ -66,12 +69,17 @@ class Target:
     role: str = "test"
     seed: int = 1000
     adversary: Adversary | None = None
+    lr: float | None = None
+    minimizer: Minimizer | None = None
 
     @property
     def name(self) -> str:
-        again = f", seed {self.seed}" if self.seed != 1000 else ""
-        against = f", {ball(self.adversary.norm, self.adversary.eps)}" if self.adversary else ""
-        return f"{self.arch.label}{again}{against}"
+        said = [self.arch.label, *([f"seed {self.seed}"] if self.seed != 1000 else [])]
+        said += [f"{self.epochs} epochs"] if self.role == VARIED else []
+        said += [f"rate {self.lr:g}"] if self.lr else []
+        said += [f"{self.minimizer.method} ρ {self.minimizer.rho:g}"] if self.minimizer else []
+        said += [ball(self.adversary.norm, self.adversary.eps)] if self.adversary else []
+        return ", ".join(said)
 
 
 @dataclass(frozen=True)
@@ -215,11 +223,12 @@ class Scale:
         """The training run of `target`: one cycle of the learning rate; or the network from outside that it is."""
         if isinstance(target.arch, Outside):
             return target.arch
-        return self.cycled(target.arch, target.epochs, target.seed, target.adversary)
+        how = {"adversary": target.adversary, "minimizer": target.minimizer}
+        return self.cycled(target.arch, target.epochs, target.seed, target.lr, **how)
 
-    def cycled(self, arch: Arch, epochs: int, seed: int, adversary: Adversary | None = None) -> TrainSpec:
-        """A network trained by one cycle of the learning rate, as the targets are."""
-        return self._run(arch, OneCycle(self.lr), epochs, seed, adversary=adversary)
+    def cycled(self, arch: Arch, epochs: int, seed: int, lr: float | None = None, **how: Any) -> TrainSpec:
+        """A network trained by one cycle of the learning rate, as the targets are; `how` names further fields."""
+        return self._run(arch, OneCycle(lr or self.lr), epochs, seed, **how)
 
     def _run(self, arch: Arch, schedule: Schedule, epochs: int, seed: int, **how: Any) -> TrainSpec:
         return TrainSpec(self.data, arch.name, schedule, epochs, n_train=self.n_train, width=arch.width, stem=arch.stem,
@@ -233,7 +242,23 @@ class Scale:
         return Transfer(self.attack)
 
     def targets_of(self, against: str) -> list[Target]:
-        """The targets that an attack `against` "standard" or "robust" ones is tried on, test ones first."""
+        """The targets that an attack `against` "standard", "robust" or "varied" ones is tried on, test ones first.
+
+        Varied are the first test target trained at a tenth of the rate, by SAM at its usual ρ and for half the epochs,
+        and the robust ones.
+        """
+        if against == VARIED:
+            trained = [t for t in self.targets if t.role == "test" and isinstance(t.arch, Arch)]
+            otherwise = [
+                replace(t, **how)
+                for t in trained[:1]
+                for how in (
+                    {"lr": self.lr / 10},
+                    {"minimizer": Minimizer("SAM", self.rhos[0])},
+                    {"epochs": -(-t.epochs // 2)},
+                )
+            ]
+            return [replace(t, role=VARIED) for t in (*otherwise, *self.targets_of("robust"))]
         wanted = STANDARD if against == "standard" else (against,)
         return sorted((t for t in self.targets if t.role in wanted), key=lambda t: t.role != "test")
 

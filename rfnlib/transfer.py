@@ -106,7 +106,8 @@ class Hits:
     """Outcomes of one attack on one set of images; every array is bool.
 
     Attributes:
-        adv_wrong: (S, N, T), target t is wrong on the adversarial image i of the surrogate of seed s.
+        adv_wrong: (S, N, T), target t is wrong on the adversarial image i of the surrogate of seed s; if the attack is
+            targeted, it says the wanted class.
         clean_wrong: (N, T), target t is wrong on the clean image.
         surrogate_wrong: (S, N), the surrogate is wrong on the clean image.
     """

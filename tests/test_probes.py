@@ -63,6 +63,21 @@ def test_a_transfer_row_holds_who_was_fooled_image_by_image(scene):
     assert row["passes"] == 3 * 41 and row["targets"] == ["0" * 16]
 
 
+def test_a_hit_of_a_targeted_attack_is_a_target_that_says_the_wanted_class(scene):
+    bench, subject = scene
+    probe = Transfer(replace(TINY.attack, targeted=True, loss="logit"))
+    assert probe.settings(TINY)["wanted"] == "the next class" and "wanted" not in TINY.transfer.settings(TINY)
+    row, (images, labels) = probe.row(bench, subject), bench.attacked
+    wanted, model = (labels + 1) % 10, bench.network(subject)
+    adversarial = probe.attack(model, images, wanted)
+    said = adversarial.flatten(1)[:, :10].argmax(1) == wanted
+    np.testing.assert_array_equal(records.unpack(row["adv_wrong"], (41, 1))[:, 0], said)
+    assert row["whitebox"] == round(float((model(adversarial).argmax(1) == wanted).float().mean()), 4)
+    np.testing.assert_array_equal(
+        records.unpack(row["surrogate_wrong"], (41,)), model(images).argmax(1) != labels, "clean errors are as ever"
+    )
+
+
 @torch.no_grad()
 def cross_entropy(model, images, labels) -> float:
     return float(F.cross_entropy(model(images), labels))

@@ -7,8 +7,11 @@ import torch
 
 from rfnlib import data, models, records, scales, studies
 from rfnlib.lab import Lab
+from rfnlib.measurements import At, Measurement
+from rfnlib.outside import Outside
+from rfnlib.probes import Clean, Transfer
 from rfnlib.scale import ROLES, STANDARD, Arch, RivalStudy, Target, decaying
-from rfnlib.specs import Adversary, Step
+from rfnlib.specs import Adversary, Minimizer, Step
 
 EVERY = list(scales.SCALES.values())
 each_scale = pytest.mark.parametrize("scale", EVERY, ids=lambda s: s.name)
@@ -31,6 +34,37 @@ def test_its_robust_targets_are_of_both_norms(scale):
     robust = scale.targets_of("robust")
     assert {t.adversary.norm for t in robust} == {"linf", "l2"}
     assert not any(t.adversary for t in scale.targets_of("standard"))
+
+
+@each_scale
+def test_varied_targets_are_the_first_one_trained_otherwise_and_the_robust_ones(scale):
+    first, found = scale.targets_of("standard")[0], scale.targets_of("varied")
+    assert first.role == "test" and {t.role for t in found} == {"varied"}
+    plain, (slow, sam, short, *robust) = scale.target(first), map(scale.target, found)
+    assert slow == replace(plain, schedule=replace(plain.schedule, lr=scale.lr / 10))
+    assert sam == replace(plain, minimizer=Minimizer("SAM", scale.rhos[0]))
+    assert short == replace(plain, epochs=(plain.epochs + 1) // 2)
+    assert robust == [scale.target(t) for t in scale.targets_of("robust")], "the same networks, trained once"
+    names = [t.name for t in (*scale.targets, *found)]
+    assert len(set(names)) == len(names)
+    assert found[0].name == f"{first.arch.label}, {first.epochs} epochs, rate {scale.lr / 10:g}"
+
+
+def test_a_network_from_outside_is_not_trained_otherwise():
+    theirs = Outside("theirs", "0" * 16)
+    scale = replace(scales.SMOKE, targets=(Target(theirs, 1), *scales.SMOKE.targets[3:]))
+    assert scale.targets_of("varied") == [replace(t, role="varied") for t in scale.targets_of("robust")]
+
+
+def test_records_of_targets_and_of_rows_on_them_have_the_keys_that_they_had():
+    laptop = Lab("laptop", "replay")
+    sgd = scales.LAPTOP.flat(None, 100)
+    for spec, probe, key in (
+        (scales.LAPTOP.target(scales.LAPTOP.targets[0]), Clean(), "c653f99de9379a94"),
+        (sgd, scales.LAPTOP.transfer, "152198520d596765"),
+        (sgd, Transfer(scales.LAPTOP.attack, "robust"), "e4c4b63762dc62e8"),
+    ):
+        assert laptop.find(Measurement(spec, At(probe, (100.0,)))).key == key
 
 
 @each_scale
