@@ -38,7 +38,8 @@ MODES = ("replay", "run")
 FINISHED = "finished"  # lies in a folder whose notebooks have all been run
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-VERDICT = re.compile(r"^C\d+[a-z]? (?:supported|contradicted|no effect|inconclusive|not testable): .*$", re.MULTILINE)
+WORD = r"(?:supported|contradicted|no effect|inconclusive|not testable)"
+VERDICT = re.compile(rf"^[CQ]\d+[a-z]? {WORD}: .*$", re.MULTILINE)
 # Cells that papermill adds; numbers that we print count those of the committed notebook.
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
