@@ -205,6 +205,7 @@ def refresh(only: str | Sequence[str] | None = None) -> None:
             kernel_name=KERNELSPEC["name"],
             timeout=600,
             record_timing=False,  # times of day would differ at every run
+            coalesce_streams=True,  # where one output ends and the next begins would differ too
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else it warns about the transport
             resources={"metadata": {"path": str(notebook.parent)}},
         )

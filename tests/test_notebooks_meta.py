@@ -18,6 +18,7 @@ import pytest
 from nbconvert import HTMLExporter
 
 from rfnlib import addresses
+from rfnlib.lab import Lab
 from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -184,3 +185,41 @@ def test_verdicts_are_checked_by_nbval():
         for cell in cells(path, "code"):
             if VERDICT.search("".join(o.text for o in cell.outputs if o.get("name") == "stdout")):
                 assert CHECKED in tags(cell), f"{path.name}: a verdict that nothing checks"
+
+
+# --- live cells: those that compute, with released networks ---------------------------------------------------------
+
+NUMBER = re.compile(r"(?<![\w-])\d+(?:\.\d+)?")
+
+
+def live(path: Path) -> nbformat.NotebookNode:
+    """The cell of a notebook that loads released networks."""
+    (cell,) = (cell for cell in cells(path, "code") if cell.source.startswith("with or_say_why():"))
+    return cell
+
+
+def run_live(path: Path, scale: str) -> None:
+    """Run it at a scale, after the imports that the notebook begins with."""
+    text = "\n".join(cell.source for cell in cells(path, "code")[1:])
+    imports = re.findall(r"^(?:from|import) .+$", text, re.MULTILINE)
+    names = {"scale": scale, "seeds": [0], "lab": Lab(scale, device="cpu")}
+    exec("\n".join([*imports, live(path).source]), names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[2:], ids=lambda path: path.stem)
+def test_a_live_cell_shows_what_is_committed_or_says_why_it_cannot(path, capsys, monkeypatch, tmp_path):
+    assert 'zoo.load(f"{scale}/' in live(path).source and code_lines(live(path).source) <= 7
+    run_live(path, "smoke")
+    here, committed = capsys.readouterr().out, "".join(output.text for output in live(path).outputs)
+    assert NUMBER.sub("", here) == NUMBER.sub("", committed) and len(NUMBER.findall(here)) > 4
+    assert [float(n) for n in NUMBER.findall(here)] == pytest.approx(  # another machine may round otherwise
+        [float(n) for n in NUMBER.findall(committed)], rel=0.02, abs=3
+    )
+    monkeypatch.setenv("RFN_DATA", str(tmp_path))
+    run_live(path, "laptop")
+    assert capsys.readouterr().out.startswith("Nothing is computed here: CIFAR-10 was not found")
+    monkeypatch.setenv("RFN_WEIGHTS", str(tmp_path))
+    run_live(path, "smoke")
+    assert capsys.readouterr().out == (
+        "Nothing is computed here: no network 'smoke/wrn16' is released; give one of another scale.\n"
+    )

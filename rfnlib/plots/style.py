@@ -1,10 +1,11 @@
-"""What all figures share: size, type, one colour and one marker a method, curves with intervals; `show` and `table`."""
+"""What all figures share: size, type, a colour and a marker a method, curves with intervals; and how cells show it."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from rfnlib import paths
+from rfnlib import data, paths, zoo
 from rfnlib.intervals import Estimate
 
 WIDTH = 8.0  # inches: a page's column, at 110 pixels an inch
@@ -111,6 +112,15 @@ def table(frame: pd.DataFrame) -> None:
     with pd.option_context("display.max_colwidth", None, "display.width", 200):
         html = re.sub("<(t[dh])>", r'<\1 style="text-align: left">', named.to_html(border=0, justify="left"))
         display({"text/html": html, "text/plain": named.to_string()}, raw=True)
+
+
+@contextmanager
+def or_say_why() -> Iterator[None]:
+    """What is computed inside of it, or a sentence: that weights are not released, or that images are not here."""
+    try:
+        yield
+    except (zoo.NotReleased, data.DataError) as why:
+        print(f"Nothing is computed here: {why}")
 
 
 def curve(
