@@ -30,7 +30,7 @@ def rivals(found: Rivalry, margin: float) -> Figure:
             1, 3, figsize=(style.WIDTH, 0.34 * len(names) + 0.9), sharey=True, width_ratios=(3, 3, 1.6)
         )
         for y, name in enumerate(names):
-            run, (colour, marker) = found.curves[name], _kind(name)
+            run, (colour, marker) = found.curves[name], kind(name)
             style.whisker(axes[0], interval(run.at(run.end)), y, colour, marker)
             if name != "RFN":
                 style.whisker(axes[1], interval(found.against(name)), y, colour, marker)
@@ -47,7 +47,7 @@ def rivals(found: Rivalry, margin: float) -> Figure:
         axes[2].set_xlabel("cost, epochs of SGD")
         axes[2].set_xlim(0, 1.35 * axes[2].get_xlim()[1])
         axes[2].locator_params(nbins=3)
-        _rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names], bold=names.index(found.rival))
+        rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names], bold=names.index(found.rival))
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
@@ -62,7 +62,7 @@ def details(found: Rivalry, attack: str) -> Figure:
         figure, axes = plt.subplots(1, 3, figsize=(style.WIDTH, 0.34 * len(names) + 0.9), sharey=True)
         axes[2].set_xscale("log")
         for y, name in enumerate(names):
-            colour, marker = _kind(name)
+            colour, marker = kind(name)
             if name in found.robust:
                 style.whisker(axes[0], interval(found.robust[name].at()), y, colour, marker)
             if name in found.robustness:
@@ -78,7 +78,7 @@ def details(found: Rivalry, attack: str) -> Figure:
         for axis in axes[:2]:
             axis.set_xlim(left=0)
         style.logarithmic(axes[2], "x")
-        _rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names])
+        rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names])
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
@@ -109,7 +109,7 @@ def techniques(found: Grid, margin: float) -> Figure:
             style.whisker(right, interval(difference), y, *style.KINDS["RFN"])
         right.axhline(0.5, color="0.8", linewidth=0.6)
         right.set_xlabel("on RFN less the better of: on SGD, RFN alone; points")
-        _rows(axis, ["mean", *names], bold=0)
+        rows(axis, ["mean", *names], bold=0)
         figure.legend(*axis.get_legend_handles_labels(), ncols=2, loc="outside upper center", handlelength=2.4)
     return figure
 
@@ -122,12 +122,12 @@ def on_top(found: Grid) -> Figure:
         size, panels = (style.WIDTH, 0.3 * len(names) + 1.1), max(1, len(added))
         figure, axes = plt.subplots(1, panels, figsize=size, sharey=True, sharex=True, squeeze=False)
         for axis, (surrogate, gains) in zip(axes[0], added.items(), strict=False):
-            colour, marker = _kind(surrogate)
+            colour, marker = kind(surrogate)
             axis.axvline(0, color="0.5", linewidth=0.8)
             for technique, gain in gains.items():
                 style.whisker(axis, interval(gain), names.index(technique), colour, marker)
             axis.set_title(surrogate.replace(", ", ",\n"))
-        _rows(axes[0, 0], names)
+        rows(axes[0, 0], names)
         figure.supxlabel("what the technique adds to the plain attack, points", fontsize=style.STYLE["axes.labelsize"])
     return figure
 
@@ -158,12 +158,12 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _kind(name: str) -> tuple[Any, str]:
+def kind(name: str) -> tuple[Any, str]:
     """As `style.kind`; another way to train is another method though its name begins alike, as "SAM & IR" does."""
     return style.KINDS.get(name.split(",")[0], (style.GREY, "o"))
 
 
-def _rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
+def rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
     """Rows called `labels` from the top, one of them in bold."""
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)

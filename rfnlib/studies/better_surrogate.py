@@ -151,7 +151,7 @@ def candidates(lab: Lab, seed: int) -> dict[str, Candidate]:
     if scale.surrogates[1:]:
         several = [early(arch) for arch in (*scale.surrogates[1:], scale.surrogates[0])]
         found["SGD stopped early, ensemble of architectures"] = ensemble(early(), several)
-    return found
+    return {name: c for name, c in found.items() if c.cost <= most}
 
 
 def search(lab: Lab) -> dict[str, Arm]:
