@@ -1,0 +1,227 @@
+"""What the paper's reviewers and its readers asked, x1 to x31, and what is found here, in a line each, by records.
+
+The paper was rejected for lack of these experiments. Who asked what stands in `QUESTIONS` in our words; an answer is
+a function of the lab, which raises `MissingRecord` as long as its records are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import pandas as pd
+
+from rfnlib import words
+from rfnlib.intervals import Estimate, over_seeds
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.studies import better_surrogate, counting, features, lr_decay, pilots, rfn_gains, sharpness_drop
+from rfnlib.studies import state_of_the_art as rivals
+
+
+@dataclass(frozen=True)
+class Question:
+    """One that was asked.
+
+    Attributes:
+        id: such as "x5".
+        asked: in a few words.
+        study: whose notebook shows more.
+        answer: from the records, in a line.
+    """
+
+    id: str
+    asked: str
+    study: ModuleType
+    answer: Callable[[Lab], str]
+
+
+def table(lab: Lab) -> pd.DataFrame:
+    """A row a question: what was asked, the notebook, and the answer; or that its records are not there yet."""
+    rows = {}
+    for question in QUESTIONS:
+        try:
+            said = question.answer(lab)
+        except MissingRecord:
+            said = "not recorded yet"
+        rows[question.id] = {"asked": question.asked, "notebook": question.study.NOTEBOOK[:2], "answer": said}
+    return pd.DataFrame(rows).T.rename_axis("")
+
+
+# --- answers ----------------------------------------------------------------------------------------------
+
+
+def _definitions(lab: Lab) -> str:
+    return "Notebook 04 states the minimizers as equations, notebook 01 what is robust and what is not."
+
+
+def _slightly_robust(lab: Lab) -> str:
+    found = features.measure(lab)
+    if "D_NR" not in found.robustness:
+        raise MissingRecord("robust accuracy along the training on D_NR is not recorded")
+    run, stop = found.robustness["D_NR"], found.stops["D_NR"]
+    there, end = run.at(run.nearest(stop), features.WEAK), run.at(attack=features.WEAK)
+    return (
+        f"Stopped early on D_NR, robust accuracy ({features.WEAK}) is {words.points(there - end)} points above that at "
+        f"the end; success {words.points(found.help('D_NR'))}."
+    )
+
+
+def _with_lgv(lab: Lab) -> str:
+    found = better_surrogate.measure(lab).curves
+    over = {name: found["LGV from RFN"].at() - found[name].at() for name in ("LGV", "RFN")}
+    said = "; ".join(f"{words.points(gain)} over {name}" for name, gain in over.items())
+    return f"LGV from RFN, in points: {said}."
+
+
+def _after_the_last_decay(lab: Lab) -> str:
+    return sharpness_drop.measure(lab).late()
+
+
+def _robust_targets(lab: Lab) -> str:
+    robust = rivals.measure(lab).rivalry.robust
+    if not {rivals.STOPPED, "RFN"} <= robust.keys():
+        raise MissingRecord("RFN on robust targets is not recorded")
+    gain = robust["RFN"].at() - robust[rivals.STOPPED].at()
+    return f"On adversarially trained targets RFN gains {words.points(gain)} points over SGD stopped early."
+
+
+def _equal_robustness(lab: Lab) -> str:
+    frame = rivals.at_equal_robustness(rivals.trade_off(lab))
+    if frame.empty:
+        raise MissingRecord("the trade-off is not recorded")
+    said = [f"ρ {rho}: {gain}" for rho, gain in frame["RFN less SAT, points"].items() if gain]
+    return f"RFN less SAT that is as robust, one pilot, in points: {'; '.join(said) or 'no SAT is as robust'}."
+
+
+def _measures(lab: Lab) -> str:
+    frame = sharpness_drop.measure(lab).by_measure()["below the constant run by"]
+    return f"The decay lowers, by the factor: {'; '.join(f'{name} {said}' for name, said in frame.items())}."
+
+
+def _other_schedules(lab: Lab) -> str:
+    curves = lr_decay.measure(lab).curves
+    said = []
+    for name in ("cosine", "cyclic"):
+        if name not in curves:
+            raise MissingRecord(f"the {name} schedule is not recorded")
+        run = curves[name]
+        said.append(f"{name} {words.points(run.at(run.best) - run.at())} (epoch {run.best:g})")
+    return f"Highest success less that at the end, in points: {'; '.join(said)}."
+
+
+def _flatness_of_rivals(lab: Lab) -> str:
+    found = rivals.measure(lab).rivalry
+    order = sorted(found.sharpness, key=lambda name: found.sharpness[name].at().mean())
+    if len(order) < 3:
+        raise MissingRecord("sharpness of the surrogates is not recorded")
+    return f"From flat to sharp by λ₁: {' < '.join(order)}. By success: {' > '.join(found.by_success())}."
+
+
+def _other_balls(lab: Lab) -> str:
+    found, said = features.measure(lab).other_eps, []
+    for eps in sorted({eps for eps, _ in found}):
+        run = found[eps, "D_NR"]
+        said.append(f"ε {words.length(eps)} {words.points(run.at(run.best) - run.at())}")
+    if not said:
+        raise MissingRecord("other ε are not recorded")
+    return f"On D_NR highest success less that at the end, in points: {'; '.join(said)}."
+
+
+def _relative_flatness(lab: Lab) -> str:
+    return _one_measure(lab, "relative", "Relative flatness of the last layer")
+
+
+def _at_equal_loss(lab: Lab) -> str:
+    return _one_measure(lab, "matched", "With logits scaled to equal loss, λ₁")
+
+
+def _one_measure(lab: Lab, measure: str, called: str) -> str:
+    return f"{called} is {words.lower(sharpness_drop.measure(lab).drop(measure))} after the decay."
+
+
+def _late(lab: Lab) -> str:
+    return _candidates(lab, "late RFN", "RFN, then SGD")
+
+
+def _warm_start(lab: Lab) -> str:
+    return _candidates(lab, "RFN after a warm start")
+
+
+def _candidates(lab: Lab, *names: str) -> str:
+    """Candidates of the search beside RFN, on the first pilot seed and validation targets."""
+    found = better_surrogate.searched(lab)
+    arm = pilots.arms(lab)[f"ρ = {pilots.chosen_rho(lab):g}"]
+    curve = pilots.validated(lab, arm).first(1)
+    said = [f"{name} {words.points(found[name].at() - curve.at())}" for name in names]
+    return f"Less RFN all along, one pilot, in points: {'; '.join(said)}."
+
+
+def _diversity(lab: Lab) -> str:
+    gains = rivals.measure(lab).grid.on_top()
+    if not all("DI" in gains.get(name, {}) for name in ("SGD", "RFN")):
+        raise MissingRecord("DI on SGD and on RFN is not recorded")
+    said = [f"{words.points(of['DI'])} on {name}" for name, of in gains.items() if "DI" in of]
+    return f"DI adds, in points: {'; '.join(said)}."
+
+
+def _sharper_yet_better(lab: Lab) -> str:
+    found = rfn_gains.sweep(lab)
+    both = [rho for rho in found.success if rho in found.sharpness]
+    if len(both) < 3:
+        raise MissingRecord("sharpness by ρ is not recorded")
+    said = [f"{rho:g}: λ₁ {words.number(float(found.sharpness[rho].at().mean()))}, success "
+            f"{words.percent(found.success[rho].at().value)}" for rho in both]  # fmt: skip
+    return f"By ρ (0 is SGD): {'; '.join(said)}."
+
+
+def _length(lab: Lab) -> str:
+    curves, said = rivals.measure(lab).rivalry.curves, []
+    for name in (rivals.STOPPED, "SGD", "SAM", "RFN"):
+        if name not in curves:
+            raise MissingRecord(f"{name} is not recorded")
+        longer = over_seeds(curves[name].l2[:, -1] - curves["SGD"].l2[:, -1])
+        said.append(f"{name} {curves[name].mean('l2'):.3f}" + _range(longer) * (name != "SGD"))
+    return f"Mean l2 length of the perturbations, in brackets less SGD's at 95 %: {'; '.join(said)}."
+
+
+def _range(e: Estimate) -> str:
+    return f" ({words.signed(e.low, 3)} to {words.signed(e.high, 3)})" if e.seeds > 1 else ""
+
+
+def _equal_compute(lab: Lab) -> str:
+    found = better_surrogate.measure(lab)
+    if "SGD stopped early, ensemble" not in found.searched:
+        raise MissingRecord("the ensemble is not recorded")
+    said = _candidates(lab, "SGD stopped early, ensemble", "RFN in half the epochs, ensemble")
+    return f"At no more than RFN's cost. {said}"
+
+
+def _counted(lab: Lab) -> str:
+    found = rfn_gains.measure(lab)
+    ways = {**counting.other_images(), "targets as random": {"random_targets": True}}
+    gains = counting.estimates(lambda **how: found.gain("RFN", **how), ways)
+    return f"RFN over SGD stopped early, in points: {'; '.join(f'{w} {words.points(e)}' for w, e in gains.items())}."
+
+
+QUESTIONS = (
+    Question("x1", "state the minimizers as equations; define robust and non-robust use", rfn_gains, _definitions),
+    Question("x2", "are early-stopped networks on D_NR just slightly robust?", features, _slightly_robust),
+    Question("x3", "LGV, RFN, and both together", better_surrogate, _with_lgv),
+    Question("x4", "why do sharpness and success fall after the last decay?", sharpness_drop, _after_the_last_decay),
+    Question("x5", "adversarially trained targets", rivals, _robust_targets),
+    Question("x7", "is RFN just a little robustness?", rivals, _equal_robustness),
+    Question("x11", "more measures than the Hessian's", sharpness_drop, _measures),
+    Question("x12", "schedules without a sudden decay", lr_decay, _other_schedules),
+    Question("x13", "the flatness of all that is compared", rivals, _flatness_of_rivals),
+    Question("x18", "robust and non-robust features at several ε", features, _other_balls),
+    Question("x20", "relative flatness", sharpness_drop, _relative_flatness),
+    Question("x21", "is it the smaller loss alone that flattens?", sharpness_drop, _at_equal_loss),
+    Question("x23", "does RFN late in training do?", better_surrogate, _late),
+    Question("x24", "does a large ρ need a warm start?", better_surrogate, _warm_start),
+    Question("x26", "does input diversity still help a flat surrogate?", rivals, _diversity),
+    Question("x28", "is SAM always flatter, and flatter always better?", rfn_gains, _sharper_yet_better),
+    Question("x29", "are perturbations longer in l2?", rivals, _length),
+    Question("x30", "equal compute", better_surrogate, _equal_compute),
+    Question("x31", "which images, which targets", rfn_gains, _counted),
+)
