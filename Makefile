@@ -45,7 +45,7 @@ lock:
 	  echo 'make lock needs uv: pip install uv, or say make lock UV=/path/to/uv.' >&2; exit 1; }
 	@{ echo '# Exact versions for Python 3.11 to 3.13 on every platform: what the Makefile installs.' && \
 	  echo '# Made from the ranges in pyproject.toml by `make lock`; do not edit by hand.' && \
-	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra test --extra book --upgrade \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra explore --extra test --extra book --upgrade \
 	    --no-header --no-annotate pyproject.toml; } > requirements.lock.new \
 	  && mv requirements.lock.new requirements.lock || { rm -f requirements.lock.new; exit 1; }
 

@@ -21,7 +21,7 @@ def examples(clean: np.ndarray, adversarial: np.ndarray, captions: Sequence[tupl
         figure, axes = plt.subplots(3, n, figsize=(0.85 * n + 0.9, 3.0), layout="constrained", squeeze=False)
         shown = (clean, 0.5 + gain * (adversarial - clean) / 2, adversarial)
         for row, (images, label) in enumerate(
-            zip(shown, ("clean", f"perturbation × {gain:g}", "adversarial"), strict=True)
+            zip(shown, ("clean", f"perturbation\n× {gain:g}", "adversarial"), strict=True)
         ):
             for column in range(n):
                 axis = axes[row, column]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,10 +97,22 @@ def show(figure: Figure, name: str, alt: str) -> None:
     with styled():
         figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": alt})
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    png = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+    _display((folder / f"{name}.png").read_bytes(), figure, alt)
+
+
+def flash(figure: Figure, alt: str) -> None:
+    """Display `figure` and write it nowhere: where a slider draws a new one at every move."""
+    drawn = io.BytesIO()
+    with styled():
+        figure.savefig(drawn, format="png", metadata={"Software": None, "Description": alt})
+    _display(drawn.getvalue(), figure, alt)
+
+
+def _display(png: bytes, figure: Figure, alt: str) -> None:
     width, height = (round(PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
     shown = {"alt": alt, "width": width, "height": height}
-    display({"image/png": png, "text/plain": alt}, metadata={"image/png": shown}, raw=True)
+    content = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(content, metadata={"image/png": shown}, raw=True)
     plt.close(figure)
 
 
