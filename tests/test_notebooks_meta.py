@@ -206,7 +206,7 @@ def run_live(path: Path, scale: str) -> None:
     exec("\n".join([*imports, live(path).source]), names)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[2:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS[2:6], ids=lambda path: path.stem)  # of claims C2 to C8
 def test_a_live_cell_shows_what_is_committed_or_says_why_it_cannot(path, capsys, monkeypatch, tmp_path):
     assert 'zoo.load(f"{scale}/' in live(path).source and code_lines(live(path).source) <= 7
     run_live(path, "smoke")
