@@ -368,7 +368,7 @@ class Lab:
             (last,) = self._trained(spec, [spec.epochs])
             return last.weights, self._about(last)
 
-        found = zoo.obtain(self.weights, spec, trained)
+        found = zoo.obtain(self.weights, spec, trained, self.scale.called(spec))
         return self._checked(spec, self._file(spec, spec.epochs), *found)
 
     def _checked(self, spec: TrainSpec, path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> Subject:

@@ -102,6 +102,7 @@ class Transfer:
     @property
     def label(self) -> str:
         with_ = [name for name in self.attack.describe() if name not in ("norm", "eps", "step", "steps", "seed")]
+        with_ = [*([self.attack.norm] if self.attack.norm != "linf" else []), *with_]
         to = "" if self.against == "standard" else f" to {self.against} targets"
         said = f" with {' and '.join(with_)}" if with_ else ""
         return f"transfer{said}{to}"

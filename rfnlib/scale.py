@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -261,6 +262,11 @@ class Scale:
             return [replace(t, role=VARIED) for t in (*otherwise, *self.targets_of("robust"))]
         wanted = STANDARD if against == "standard" else (against,)
         return sorted((t for t in self.targets if t.role in wanted), key=lambda t: t.role != "test")
+
+    def called(self, spec: TrainSpec) -> str:
+        """What a varied target's released file is called, for `short_name` leaves out rate and epochs; else ""."""
+        names = {self.target(t): t.name for t in self.targets_of(VARIED) if not t.adversary}
+        return re.sub(r"[^a-zA-Z0-9.]+", "-", names.get(spec, ""))
 
     def clean(self, target: Target) -> Measurement:
         """The measurement of a target as it is."""

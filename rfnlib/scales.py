@@ -51,7 +51,12 @@ SMOKE = Scale(
         check=Robustness(images=200, balls=(("l2", 0.25),), steps=5, restarts=1),
     ),
     rivals=RivalStudy(
-        epochs=1, slight=(Adversary("l2", 0.25, steps=1),), per_epoch=2, draws=4, techniques=("MI", "DI", "SGM")
+        epochs=1,
+        slight=(Adversary("l2", 0.25, steps=1),),
+        per_epoch=2,
+        draws=4,
+        neighbours=2,
+        techniques=("MI", "DI", "SGM"),
     ),
     minimizers=("SAM", "ASAM", "SWA"),
     rhos=(0.05, 0.2),

@@ -104,17 +104,18 @@ def built(spec: TrainSpec, weights: Weights) -> nn.Module:
 
 
 def obtain(
-    folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]]
+    folder: Path, spec: TrainSpec, trained: Callable[[], tuple[Weights, dict[str, Any]]], name: str = ""
 ) -> tuple[Weights, dict[str, Any]]:
     """The released weights of `spec`'s last network in float32, and what their file says about them.
 
     Args:
         trained: gives weights and facts about them where nothing is released; they are rounded and written.
+        name: see `path_of`.
 
     Raises:
         DamagedSnapshot: the file was altered since it was written.
     """
-    path = path_of(folder, spec)
+    path = path_of(folder, spec, name=name)
     if not path.exists():
         weights, about = trained()
         write(path, weights, spec=spec.describe(), **about)

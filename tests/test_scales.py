@@ -48,6 +48,9 @@ def test_varied_targets_are_the_first_one_trained_otherwise_and_the_robust_ones(
     names = [t.name for t in (*scale.targets, *found)]
     assert len(set(names)) == len(names)
     assert found[0].name == f"{first.arch.label}, {first.epochs} epochs, rate {scale.lr / 10:g}"
+    files = [scale.called(spec) or spec.short_name for spec in (plain, slow, sam, short, *robust)]
+    assert len(set(files)) == len(files) and files[0] == plain.short_name and files[-1] == robust[-1].short_name
+    assert all(file.isascii() and not set(file) & set(" ()/") for file in files)
 
 
 def test_a_network_from_outside_is_not_trained_otherwise():

@@ -24,13 +24,22 @@ from rfnlib import words
 from rfnlib.claims import WORDS, Claim, Verdict, holm
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Measurement
-from rfnlib.studies import better_surrogate, features, lr_decay, pilots, rfn_gains, sharpness_drop, state_of_the_art
+from rfnlib.studies import (
+    better_surrogate,
+    features,
+    lr_decay,
+    pilots,
+    rfn_gains,
+    sharpness_drop,
+    state_of_the_art,
+    threat_model,
+)
 
 BASIS = ("seed", "target", "image")  # what verdicts rest on
 # In the order in which their measurements are made; notebooks have their own.
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
 # Questions that the paper leaves open. All of them come after its claims, and Holm's correction of each goes by itself.
-BEYOND: list[ModuleType] = [better_surrogate]
+BEYOND: list[ModuleType] = [better_surrogate, threat_model]
 
 Judged = Mapping[str, tuple[Verdict, str]]  # by claim: its verdict, and its headline
 

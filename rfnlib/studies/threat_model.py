@@ -1,0 +1,493 @@
+"""Questions Q4 to Q6: does what RFN gains survive a weaker attacker, other targets, another attack? Notebook 07.
+
+With s_M the success rate of surrogate M in a setting c, RFN at the end of its training, SGD at the epoch e* at which it
+is stopped early, ρ and e* chosen once, on pilots with the scale's own images, labels and targets,
+
+    d(c) = s_RFN(E; c) − s_SGD(e*; c)
+
+is judged three times, each time the mean over the test targets, paired by seed and image:
+
+- Q4: the mean of d over what the attacker trains on, none of it an image that a target was trained on;
+- Q5: d on targets that were trained otherwise, the mean of these;
+- Q6: the mean of d over attacks that differ from BIM in the start, the direction, the loss or the norm.
+
+Beside them stand SGD at its end; attacks that are flat in the input (RAP, PGN); a targeted one, where a hit is a target
+that says the wanted class; and input diversity on flat surrogates. They have no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from math import gcd, prod, sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from rfnlib import claims, data, transfer, words
+from rfnlib.attacks import DI, MI, PGN, RAP, IterativeAttack
+from rfnlib.claims import Claim, Gate
+from rfnlib.curves import TransferCurve
+from rfnlib.intervals import Influence, average
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm, At, Measurement, by_seed
+from rfnlib.probes import Clean, Transfer
+from rfnlib.scale import VARIED, Scale
+from rfnlib.studies import counting, features, pilots
+from rfnlib.transforms import GradientNorm
+
+NOTEBOOK = "07_threat_model"
+CLAIMS = claims.by_id(
+    Claim(
+        "Q4",
+        "RFN beats early stopping also for an attacker without the targets' images",
+        ("RFN − early stopping, mean over the attacker's training sets",),
+        margin=0.03,
+        answer="without the targets' images RFN {beats|loses to|does as well as} SGD stopped early",
+        follows=(
+            "What RFN gains does not need the targets' images: an attacker who collects others gains too.",
+            "An attacker with other images stops SGD early: with those, RFN costs twice as much and gives less.",
+            "An attacker with other images stops SGD early: with those, the second pass of RFN buys nothing.",
+        ),
+    ),
+    Claim(
+        "Q5",
+        "RFN beats early stopping also on targets that were trained otherwise",
+        ("RFN − early stopping, mean of targets trained otherwise",),
+        margin=0.03,
+        answer="on targets that were trained otherwise RFN {beats|loses to|does as well as} SGD stopped early",
+        follows=(
+            "What RFN gains does not rest on how the targets were trained: it is no artefact of their learning rate.",
+            "What RFN gains is gone where the defender trains otherwise: there SGD stopped early is the better one.",
+            "Where the defender trains otherwise, RFN does no better than SGD stopped early, at twice the cost.",
+        ),
+    ),
+    Claim(
+        "Q6",
+        "RFN beats early stopping also under attacks unlike BIM",
+        ("RFN − early stopping, mean over attacks",),
+        margin=0.03,
+        answer="under attacks unlike BIM RFN {beats|loses to|does as well as} SGD stopped early",
+        follows=(
+            "What RFN gains belongs to the surrogate and not to BIM: choose the attack freely.",
+            "What RFN gains under BIM is lost under other attacks: with those, stop SGD early.",
+            "Under other attacks than BIM, RFN does no better than SGD stopped early, at twice the cost.",
+        ),
+    ),
+)
+
+EARLY, END, FLAT = "SGD, stopped early", "SGD", "RFN"
+USUAL = "as in notebook 04"
+NOISE = 0.2  # the share of the labels that an attacker has wrong
+LONGER = 3  # times the steps of the scale's attack, for a targeted one, which takes more to succeed (Zhao et al. 2021)
+FLAT_INPUTS = ("RAP", "PGN")
+
+
+# --- settings -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to attack, or to be attacked.
+
+    Attributes:
+        probe: the attack and its targets.
+        changed: fields of the surrogates' training that differ from the scale's.
+        judged: whether the question's primary difference takes it in.
+        few: the first few seeds alone.
+    """
+
+    probe: Transfer
+    changed: dict[str, Any] = field(default_factory=dict)
+    judged: bool = True
+    few: bool = False
+
+
+def left(scale: Scale) -> int:
+    """How many images of the training set no target is trained on, in a class-balanced choice; at most as many."""
+    return min(scale.n_train, data.most(scale.data) - scale.n_train) if scale.n_train else 0
+
+
+def own_images(scale: Scale) -> dict[str, dict[str, Any]]:
+    """What the attacker trains on, by name: fields of `TrainSpec`.
+
+    First as many images as the targets have (or what is left) and none of theirs, then half of these, then those
+    without augmentation, and with some labels wrong. Where the targets take all images that there are, the last two are
+    of these, and Q4 cannot be tested.
+    """
+    n, most = scale.n_train, left(scale)
+    other: dict[str, dict[str, Any]] = {}
+    less: dict[str, Any] = {}
+    if n and most:
+        unit = gcd(n, data.most(scale.data))  # a multiple of the number of classes
+        less = {"skip": n, "n_train": max(unit, most // 2 // unit * unit)}
+        other = {"other images": {"skip": n, "n_train": most}, "half as many": less}
+    return other | {"no augmentation": {**less, "augment": False}, "noisy labels": {**less, "label_noise": NOISE}}
+
+
+def attacks(scale: Scale) -> dict[str, IterativeAttack]:
+    """Attacks unlike the scale's, which Q6 is judged by.
+
+    From a random start, and no restarts: to keep the best of several takes an answer of the target, and the surrogate
+    itself is fooled by all of them. The l2 ball has half the radius that reaches the corners of the scale's, as in the
+    authors' earlier code (3 beside 4/255 at 224 × 224).
+    """
+    plain, pixels = scale.attack, prod(data.image_shape(scale.data))
+    return {
+        "random start": replace(plain, random_start=True),
+        "MI+DI": plain | MI() | DI(),
+        "margin loss": replace(plain, loss="margin"),
+        "logit loss": replace(plain, loss="logit"),
+        "l2": replace(plain, norm="l2", eps=round(plain.radius * sqrt(pixels) / 2, 2)),
+    }
+
+
+def further(scale: Scale) -> dict[str, IterativeAttack]:
+    """Attacks that stand beside: of input diversity alone, flat in the input, and targeted."""
+    plain, points = scale.attack, GradientNorm(n=scale.rivals.neighbours)
+    return {
+        "DI": plain | DI(),
+        "targeted": replace(plain, targeted=True, loss="logit", steps=LONGER * plain.steps),
+        "RAP": plain | RAP(),
+        "PGN": plain | PGN(around=(points,)),
+    }
+
+
+def settings(scale: Scale, claim: str) -> dict[str, Setting]:
+    """The settings of a question by name; the first is that of notebook 04, which the others are compared with."""
+    beside = {name: Setting(Transfer(a), judged=False, few=True) for name, a in further(scale).items()}
+    of = {
+        "Q4": {name: Setting(scale.transfer, how, few=True) for name, how in own_images(scale).items()},
+        "Q5": {VARIED: Setting(Transfer(scale.attack, VARIED))},
+        "Q6": {name: Setting(Transfer(a)) for name, a in attacks(scale).items()} | beside,
+    }
+    return {USUAL: Setting(scale.transfer, judged=False, few=claim == "Q4"), **of[claim]}
+
+
+# --- arms -----------------------------------------------------------------------------------------------
+
+Arms = dict[tuple[str, str], Arm]
+
+
+def arms(lab: Lab, claim: str) -> Arms:
+    """Surrogates in each setting of a question: by setting and surrogate, each at the epoch where it is used."""
+    scale, rho, stop = lab.scale, pilots.chosen_rho(lab), pilots.stopping_epoch(lab)
+    found: Arms = {}
+    for name, c in settings(scale, claim).items():
+        seeds = lab.few if c.few else lab.seeds
+        sgd = [replace(scale.flat(None, seed), **c.changed) for seed in seeds]
+        flat = [replace(pilots.sam(scale, rho, seed), **c.changed) for seed in seeds]
+        used = {EARLY: (sgd, stop), FLAT: (flat, scale.end), END: (sgd, scale.end)}
+        for surrogate, (specs, epoch) in used.items():
+            if surrogate != END or claim != "Q6" or name == USUAL:
+                found[name, surrogate] = Arm(f"{surrogate}: {name}", specs, At(c.probe, (epoch,)))
+    return found
+
+
+def _beside(lab: Lab, claim: str) -> set[tuple[str, str]]:
+    """Of a question's arms those that no primary difference waits for, and that cost something."""
+    every = {name: c for name, c in settings(lab.scale, claim).items() if name != USUAL}
+    of_none = {(name, surrogate) for name, c in every.items() if not c.judged for surrogate in (EARLY, FLAT)}
+    return of_none | ({(name, END) for name in every} if claim == "Q4" else set())
+
+
+def plan(lab: Lab) -> Iterator[Measurement]:
+    """What is judged: targets trained otherwise, other attacks, and last the attacker's images, which cost most."""
+    for claim in ("Q5", "Q6", "Q4"):
+        beside = _beside(lab, claim)
+        yield from by_seed(arm for key, arm in arms(lab, claim).items() if key not in beside)
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """What stands beside: other attacks, and SGD trained to its end on the attacker's images."""
+    for claim in ("Q6", "Q4"):
+        beside = _beside(lab, claim)
+        yield from by_seed(arm for key, arm in arms(lab, claim).items() if key in beside)
+
+
+# --- the result -----------------------------------------------------------------------------------------
+
+
+def measure(lab: Lab) -> ThreatModel:
+    """Q4 to Q6 at `lab`'s scale, each read when it is asked for."""
+    return ThreatModel(lab)
+
+
+def images_left(scale: Scale) -> Gate:
+    """There are images that no target was trained on: without them Q4 asks nothing."""
+    return Gate("images left", left(scale) > 0, f"{left(scale):,} images that no target is trained on (more than 0)")
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """RFN against SGD stopped early in each setting; no question waits for the records of another."""
+
+    lab: Lab
+    usual: ClassVar[str] = USUAL
+
+    @cached_property
+    def curves(self) -> dict[str, dict[tuple[str, str], TransferCurve]]:
+        """By question, then by setting and surrogate: those that are complete."""
+        return {claim: self.lab.curves(arms(self.lab, claim)) for claim in CLAIMS}
+
+    def of(self, claim: str, setting: str, surrogate: str) -> TransferCurve:
+        """The curve of a surrogate in a setting.
+
+        Raises:
+            MissingRecord: it is not complete.
+        """
+        if (found := self.curves[claim].get((setting, surrogate))) is None:
+            raise MissingRecord(f"{surrogate}, {setting}: not recorded; compute it with `python -m rfnlib run`.")
+        return found
+
+    # --- differences ---
+
+    def gain(self, claim: str, setting: str, over: str = EARLY, **how: Any) -> Influence:
+        """d(c): success of RFN in a setting less that of another surrogate (SGD stopped early), paired."""
+        return self.of(claim, setting, FLAT).at(**how) - self.of(claim, setting, over).at(**how)
+
+    def judged(self, claim: str) -> list[str]:
+        """The settings whose mean is judged."""
+        return [name for name, c in settings(self.lab.scale, claim).items() if c.judged]
+
+    def primary(self, claim: str, **how: Any) -> Influence:
+        """The difference that a question is judged by: the mean of d over its settings."""
+        return average([self.gain(claim, name, **how) for name in self.judged(claim)])
+
+    def ways(self, claim: str) -> dict[str, dict[str, Any]]:
+        """What the mean is over, by name: settings, or for Q5 the targets of the only one."""
+        if claim != "Q5":
+            return {name: {"setting": name} for name in self.judged(claim)}
+        targets = self.of(claim, VARIED, FLAT).targets
+        return {name: {"setting": VARIED, **of} for name, of in counting.each(targets).items()}
+
+    def signs(self, claim: str) -> str:
+        """In how many of its settings (or on how many targets) RFN is above SGD stopped early, and where least."""
+        return counting.signs(partial(self.gain, claim), self.ways(claim))
+
+    def diversity(self, surrogate: str) -> Influence:
+        """What input diversity adds to BIM on a surrogate, the first few seeds."""
+        added = self.of("Q6", "DI", surrogate)
+        return added.at() - self.of("Q6", USUAL, surrogate).first(added.seeds).at()
+
+    def flat_inputs(self, attack: str) -> Influence:
+        """BIM on RFN, flat in the weights, less a `FLAT_INPUTS` attack on SGD stopped early, flat in the input."""
+        other = self.of("Q6", attack, EARLY)
+        return self.of("Q6", USUAL, FLAT).first(other.seeds).at() - other.at()
+
+    def harder(self, surrogate: str) -> dict[str, Influence]:
+        """Success on each target trained otherwise less that on the first test target as the scale trains it.
+
+        Counted on the images that all of these classify correctly.
+        """
+        usual, varied = self.of("Q5", USUAL, surrogate), self.of("Q5", VARIED, surrogate)
+        a, b = usual.hits[-1], varied.hits[-1]
+        both = transfer.Hits(
+            np.concatenate([a.adv_wrong[:, :, :1], b.adv_wrong], 2),
+            np.concatenate([a.clean_wrong[:, :1], b.clean_wrong], 1),
+            b.surrogate_wrong,
+        )
+        first, *others = (transfer.influence(both, targets=[i]) for i in range(1 + len(varied.targets)))
+        return {name: other - first for name, other in zip(varied.targets, others, strict=True)}
+
+    # --- judgement ---
+
+    def verdict(self, claim: str) -> claims.Verdict:
+        """The verdict on a question, before Holm's correction; the gates are those of C4, whose surrogates these are.
+
+        Raises:
+            MissingRecord: in replay, what it is judged by is not recorded.
+        """
+        gates = pilots.gates(self.lab, "C4") + ([images_left(self.lab.scale)] if claim == "Q4" else [])
+        return claims.judge(CLAIMS[claim], self.primary(claim), gates=gates)
+
+    def headline(self, claim: str) -> str:
+        """What was found, in one sentence."""
+        over = {"Q4": "training set", "Q5": "target", "Q6": "attack"}[claim]
+        said = words.against(self.primary(claim))
+        usual = ""
+        if {(USUAL, FLAT), (USUAL, EARLY)} <= self.curves[claim].keys():
+            usual = f", and {USUAL} it is {words.against(self.gain(claim, USUAL))}"
+        return (
+            f"{self.verdict(claim).answer}: on average over {words.count(len(self.ways(claim)), over)}, success of RFN "
+            f"is {said} that of SGD stopped early{usual} ({self.signs(claim)})."
+        )
+
+    def answer(self, x: str) -> str:
+        """What is found on a reviewer's point, such as "x16", in one line.
+
+        Raises:
+            KeyError: this study does not answer it.
+            MissingRecord: in replay, it is not recorded.
+        """
+        return ANSWERS[x](self)
+
+    # --- tables ---
+
+    def table(self, claim: str) -> pd.DataFrame:
+        """A row a setting: success of each surrogate, what RFN gains, and for Q4 the accuracies of RFN."""
+        rows, surrogates = {}, (EARLY, FLAT) if claim == "Q6" else (EARLY, END, FLAT)
+        for name, c in settings(self.lab.scale, claim).items():
+            seen = {s: curve for (of, s), curve in self.curves[claim].items() if of == name}
+            if {EARLY, FLAT} <= seen.keys():
+                rows[name] = {
+                    "judged": "yes" if c.judged else "",
+                    "seeds": str(seen[FLAT].seeds),
+                    **{s: words.percent(seen[s].at() if s in seen else None) for s in surrogates},
+                    "RFN over SGD stopped early, points": words.points(self.gain(claim, name)),
+                }
+                if claim == "Q4":
+                    of = {"natural accuracy of RFN": "accuracy", "on the targets' training images": "training"}
+                    rows[name] |= {label: words.percent(seen[FLAT].mean(what)) for label, what in of.items()}
+        return pd.DataFrame(rows).T.rename_axis({"Q4": "trained on", "Q6": "attack"}.get(claim, "targets"))
+
+    def target_table(self) -> pd.DataFrame:
+        """A row a target trained otherwise: its accuracy, success on it, what RFN gains, and how much harder it is."""
+        accuracy = varied_accuracy(self.lab)
+        rows = {}
+        for i, name in enumerate(self.of("Q5", VARIED, FLAT).targets):
+            how: dict[str, Any] = {"targets": [i]}
+            rows[name] = {
+                "natural accuracy": words.percent(accuracy.get(name)),
+                **{s: words.percent(self.of("Q5", VARIED, s).at(**how)) for s in (EARLY, FLAT)},
+                "RFN over SGD stopped early, points": words.points(self.gain("Q5", VARIED, **how)),
+                "less usual training, by RFN": words.points(self.harder(FLAT)[name]),
+                "by SGD stopped early": words.points(self.harder(EARLY)[name]),
+            }
+        return pd.DataFrame(rows).T.rename_axis("target")
+
+    def sensitivity(self) -> pd.DataFrame:
+        """The primary differences of those questions that are complete, over other images; in points."""
+        complete = {claim: partial(self.primary, claim) for claim in CLAIMS if self._complete(claim)}
+        return counting.table(complete, counting.other_images(), "counted")
+
+    def _complete(self, claim: str) -> bool:
+        return {(name, s) for name in self.judged(claim) for s in (EARLY, FLAT)} <= self.curves[claim].keys()
+
+
+# --- what reviewers asked ---------------------------------------------------------------------------------
+
+
+def _robust_targets(found: ThreatModel) -> str:
+    robust = [i for i, t in enumerate(found.lab.scale.targets_of(VARIED)) if t.adversary]
+    flat, early = (words.percent(found.of("Q5", VARIED, s).at(targets=robust)) for s in (FLAT, EARLY))
+    gain = words.points(found.gain("Q5", VARIED, targets=robust))
+    return f"Adversarially trained targets are fooled by RFN on {flat}, by SGD stopped early on {early}: {gain} points."
+
+
+def _flat_inputs(found: ThreatModel) -> str:
+    said = [
+        f"BIM on RFN is {words.against(found.flat_inputs(a))} {a} on SGD stopped early, and {a} gains "
+        f"{words.points(found.gain('Q6', a))} points more on RFN"
+        for a in FLAT_INPUTS
+    ]
+    return f"{'; '.join(said)}."
+
+
+def _settings(claim: str, found: ThreatModel) -> str:
+    return f"RFN over SGD stopped early: {words.points(found.primary(claim))} points; {found.signs(claim)}."
+
+
+def _slow_targets(found: ThreatModel) -> str:
+    (slow, *_), by = found.of("Q5", VARIED, FLAT).targets, {s: found.harder(s) for s in (FLAT, EARLY)}
+    flat, early = (words.points(by[s][slow]) for s in (FLAT, EARLY))
+    return (
+        "Success on a target trained at a tenth of the rate less that on the same one at the usual rate: "
+        f"{flat} points by RFN, {early} by SGD stopped early."
+    )
+
+
+def _diversity(found: ThreatModel) -> str:
+    added = {s: found.diversity(s) for s in (FLAT, EARLY)}
+    less = words.points(added[FLAT] - added[EARLY])
+    return (
+        f"Input diversity adds {words.points(added[FLAT])} points on RFN and {words.points(added[EARLY])} on SGD "
+        f"stopped early, a difference of {less}."
+    )
+
+
+def _feature_gap(found: ThreatModel) -> str:
+    table = feature_gap(found.lab)
+    if table.empty:
+        raise MissingRecord("surrogates on D_R and D_NR by ε are not complete; compute them with `rfnlib run`.")
+    said = [f"at {eps} {', '.join(f'{what} {value}' for what, value in row.items())}" for eps, row in table.iterrows()]
+    return f"Points of success: {'; '.join(said)}."
+
+
+ANSWERS: dict[str, Callable[[ThreatModel], str]] = {
+    "x5": _robust_targets,
+    "x9": _flat_inputs,
+    "x16": partial(_settings, "Q4"),
+    "x17": partial(_settings, "Q6"),
+    "x18": _feature_gap,
+    "x26": _diversity,
+    "x27": _slow_targets,
+}
+
+
+# --- for readers ------------------------------------------------------------------------------------------
+
+
+def threat_table(lab: Lab) -> pd.DataFrame:
+    """A row a thing that an attacker may know: what the one of notebook 04 knows, and what is taken away here."""
+    scale, own, other = lab.scale, own_images(lab.scale), left(lab.scale)
+    n = f"{scale.n_train or data.most(scale.data):,}"
+    fewer = "nothing: no others are left (Q4)"
+    if other:
+        fewer = f"{other:,} others, none of the targets'; then {own['half as many']['n_train']:,} of these (Q4)"
+    rows = {
+        "training images": (f"the {n} that the targets were trained on", fewer),
+        "labels": ("all true", f"{NOISE:.0%} replaced by another class (Q4)"),
+        "augmentation": ("that of the targets", "none (Q4)"),
+        "architecture": ("not that of a target", "the same"),
+        "how targets are trained": (
+            "by SGD, for as many epochs as all of them, at the same highest rate",
+            f"{'; '.join(t.name for t in scale.targets_of(VARIED))} (Q5)",
+        ),
+        "answers of targets": ("none; some validation targets, trained on the same images, chose ρ and the epoch at "
+                               "which SGD is stopped", "the same choices: nothing else could choose"),
+        "attack": (words.attack(scale.attack), f"{words.listed(list(attacks(scale)))} (Q6)"),
+    }  # fmt: skip
+    return pd.DataFrame(rows, index=["the attacker of notebook 04", "weakened here"]).T.rename_axis("known")
+
+
+def attack_table(lab: Lab) -> pd.DataFrame:
+    """A row an attack of Q6 and beside it: its settings, and its passes in those of the scale's attack."""
+    scale = lab.scale
+    every = {USUAL: scale.attack, **attacks(scale), **further(scale)}
+    rows = {
+        name: {
+            "settings": words.attack(a),
+            "passes": f"×{a.passes / scale.attack.passes:g}",
+            "judged": "yes" if name in attacks(scale) else "",
+        }
+        for name, a in every.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("attack")
+
+
+def varied_accuracy(lab: Lab) -> dict[str, float]:
+    """Natural accuracy of the targets trained otherwise, those that are recorded."""
+    targets = {t.name: lab.scale.target(t) for t in lab.scale.targets_of(VARIED)}
+    found = lab.curves({name: Arm(name, [s], At(Clean(), (s.epochs,))) for name, s in targets.items()})
+    return {name: accuracy for name, (accuracy,) in found.items()}
+
+
+def feature_gap(lab: Lab) -> pd.DataFrame:
+    """By ε: D_R less D_NR where each is stopped early, and what stopping early gains on each, the first seed alone.
+
+    At the epoch of notebook 01's coarse grid that is nearest to the one chosen on pilots; intervals are over images.
+    """
+    runs = lab.curves(features.other_eps(lab))
+    rows = {}
+    for eps in sorted({eps for eps, _ in runs}):
+        of = {name: runs[eps, name] for name in ("D_R", "D_NR") if (eps, name) in runs}
+        if len(of) == 2:
+            at = {name: run.at(run.nearest(features.stopping_epoch(lab, name))) for name, run in of.items()}
+            rows[f"ε {words.length(eps)}"] = {
+                "D_R − D_NR, both stopped early": words.points(at["D_R"] - at["D_NR"]),
+                **{f"{name}, stopped early − at its end": words.points(at[name] - of[name].at()) for name in of},
+            }
+    return pd.DataFrame(rows).T.rename_axis("radius")

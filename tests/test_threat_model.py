@@ -1,0 +1,316 @@
+"""Q4 to Q6 on curves of which it is known what is true, and all of notebook 07 at a tiny scale."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from scenes import TINY
+from synthetic import FakeLab, curve
+from test_pilots import SCALE, peaked
+
+from rfnlib import data, scales, transfer, words
+from rfnlib.attacks import IterativeAttack
+from rfnlib.intervals import interval
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm
+from rfnlib.plots import threat_model as figures
+from rfnlib.probes import Clean, Transfer
+from rfnlib.scale import Arch
+from rfnlib.specs import Adversary
+from rfnlib.studies import threat_model
+from rfnlib.studies.threat_model import CLAIMS, EARLY, END, FLAT, USUAL
+from rfnlib.transforms import Diversity, GradientNorm, Reverse
+
+JUDGED = replace(SCALE, seeds=(0, 1, 2, 3, 4))
+MARGIN = CLAIMS["Q4"].margin
+OF = {"Q4": "half as many", "Q5": "varied", "Q6": "margin loss"}
+
+
+class ThreatLab(FakeLab):
+    """A lab in which targets trained otherwise are five, and each has an accuracy."""
+
+    def read(self, arm, probe=None, role="test"):
+        at = arm.question(probe)
+        if isinstance(at.probe, Clean):
+            return [0.7]
+        if not isinstance(at.probe, Transfer) or at.probe.against != "varied" or not self.complete(arm, at):
+            return super().read(arm, probe, role)
+        return curve(Arm(arm.name, arm.specs, at), lambda e: self.success(arm.name, e), targets=5, seed_sd=self.seed_sd)
+
+
+def gaining(gains):
+    """RFN succeeds so much more than SGD stopped early in the settings named, and as much in all others."""
+
+    def success(name: str, e: float) -> float:
+        surrogate, _, setting = name.partition(": ")
+        if not setting:
+            return peaked(name, e)
+        return {EARLY: 0.34, END: 0.25, FLAT: 0.34 + gains.get(setting, 0.0)}[surrogate]
+
+    return success
+
+
+def measured(gains=None, scale=JUDGED, seed_sd=0.004, **how):
+    return threat_model.measure(ThreatLab(scale, gaining(gains or {}), seed_sd=seed_sd, **how))
+
+
+def settings_of(claim):
+    return [name for name, c in threat_model.settings(JUDGED, claim).items() if c.judged]
+
+
+# --- what is judged -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("gain, word", [(0.06, "supported"), (-0.06, "contradicted"), (0.0, "no effect")])
+def test_the_verdict_is_what_the_curves_were_made_to_show(claim, gain, word):
+    found = measured(dict.fromkeys(settings_of(claim), gain))
+    assert interval(found.primary(claim)).value == pytest.approx(gain, abs=0.01)
+    verdict = found.verdict(claim)
+    assert verdict.word == word and verdict.follows and found.headline(claim).startswith(verdict.answer)
+    assert {found.verdict(other).word for other in CLAIMS if other != claim} == {"no effect"}
+
+
+@pytest.mark.parametrize("claim", ["Q4", "Q6"])
+def test_the_mean_is_over_the_settings_paired_by_seed_and_image(claim):
+    found, names = measured({OF[claim]: 0.1}), settings_of(claim)
+    differences = [found.gain(claim, name) for name in names]
+    assert found.primary(claim).value == pytest.approx(np.mean([d.value for d in differences]))
+    np.testing.assert_allclose(found.primary(claim).z, np.mean([d.z for d in differences], 0), atol=1e-12)
+    assert found.primary(claim).value == pytest.approx(0.1 / len(names), abs=0.01)
+    assert f"{len(names)} of {len(names)}" not in found.signs(claim) and "above 0" in found.signs(claim)
+
+
+def test_what_stands_beside_moves_no_primary_difference():
+    beside = dict.fromkeys(["DI", "targeted", "RAP", "PGN", USUAL], 0.2)
+    assert interval(measured(beside).primary("Q6")).value == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_question_waits_for_its_own_records_only():
+    found = measured(missing=("RFN: half as many", "RFN: PGN", "SGD: noisy labels"))
+    with pytest.raises(MissingRecord, match="RFN, half as many: not recorded"):
+        found.verdict("Q4")
+    assert {found.verdict(claim).word for claim in ("Q5", "Q6")} == {"no effect"}
+    assert list(found.sensitivity().columns) == ["Q5", "Q6"]
+    table = found.table("Q4")
+    assert "half as many" not in table.index and table.loc["noisy labels", END] == words.MISSING
+
+
+def test_a_gate_of_the_pilots_that_fails_leaves_nothing_to_judge():
+    found = measured(training=lambda name: 0.9)
+    assert {found.verdict(claim).word for claim in CLAIMS} == {"not testable"}
+
+
+# --- the settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [scales.SMOKE, scales.LAPTOP, TINY], ids=lambda s: s.name)
+def test_an_attacker_s_images_are_none_of_the_targets_and_as_balanced(scale):
+    own = threat_model.own_images(scale)
+    assert own["other images"]["n_train"] == min(scale.n_train, data.most(scale.data) - scale.n_train)
+    assert 0 < own["half as many"]["n_train"] <= own["other images"]["n_train"] / 2
+    for how in own.values():
+        assert how["skip"] == scale.n_train and how["n_train"] % 10 == how["skip"] % 10 == 0
+        assert how["skip"] + how["n_train"] <= data.most(scale.data)
+        assert how["n_train"] >= scale.batch
+    if scale.data == "digits":
+        theirs = data.load("digits").subset(scale.n_train).train_images.flatten(1)
+        for how in own.values():
+            mine = replace(scale.flat(None, 0), **how)
+            images = data.load("digits").cut(*mine.cut).train_images.flatten(1)
+            assert not (images[:, None] == theirs).all(2).any()
+
+
+def test_all_settings_of_the_attacker_s_training_differ_by_one_thing():
+    own = threat_model.own_images(scales.LAPTOP)
+    assert own["other images"] == {"skip": 12_000, "n_train": 12_000}
+    assert own["half as many"] == {"skip": 12_000, "n_train": 6_000}
+    assert own["no augmentation"] == {**own["half as many"], "augment": False}
+    assert own["noisy labels"] == {**own["half as many"], "label_noise": 0.2}
+
+
+def test_where_targets_take_all_images_q4_cannot_be_tested():
+    assert not threat_model.images_left(scales.GPU).passed and threat_model.images_left(JUDGED).passed
+    assert set(threat_model.own_images(scales.GPU)) == {"no augmentation", "noisy labels"}
+    whole = replace(JUDGED, n_train=None)
+    found = measured(dict.fromkeys(("no augmentation", "noisy labels"), 0.06), scale=whole)
+    assert found.verdict("Q4").word == "not testable" and "0 images that no target" in str(found.verdict("Q4"))
+    assert interval(found.primary("Q4")).value == pytest.approx(0.06, abs=0.01), "described all the same"
+    assert (
+        found.verdict("Q5").word == "no effect"
+        and "no others are left" in threat_model.threat_table(found.lab).to_string()
+    )
+
+
+def test_attacks_differ_from_the_scale_s_by_what_their_name_says():
+    plain, found = scales.LAPTOP.attack, threat_model.attacks(scales.LAPTOP)
+    assert found["random start"] == replace(plain, random_start=True)
+    assert found["MI+DI"] == replace(plain, momentum=1.0, views=(Diversity(),))
+    assert found["margin loss"] == replace(plain, loss="margin") and found["logit loss"] == replace(plain, loss="logit")
+    assert (found["l2"].norm, found["l2"].radius) == ("l2", 0.43), "4/255 · √3072 / 2"
+    assert found["l2"].step_size == pytest.approx(0.043)
+    beside = threat_model.further(scales.LAPTOP)
+    assert beside["RAP"] == replace(plain, around=(Reverse(),))
+    assert beside["PGN"] == replace(plain, momentum=1.0, around=(GradientNorm(n=scales.LAPTOP.rivals.neighbours),))
+    assert beside["targeted"] == replace(plain, targeted=True, loss="logit", steps=45)
+    every: list[IterativeAttack] = [plain, *found.values(), *beside.values()]
+    assert len({str(a.describe()) for a in every}) == len(every)
+
+
+def test_seeds_are_all_where_only_attacks_are_dear_and_few_where_networks_are():
+    lab = ThreatLab(JUDGED, gaining({}))
+    seeds = {claim: {k: len(a.specs) for k, a in threat_model.arms(lab, claim).items()} for claim in CLAIMS}
+    assert set(seeds["Q4"].values()) == {len(lab.few)} == {2} and set(seeds["Q5"].values()) == {5}
+    few = {name for (name, _), n in seeds["Q6"].items() if n == 2}
+    assert few == {"DI", "targeted", "RAP", "PGN"}
+
+
+def test_every_surrogate_is_used_where_pilots_say():
+    for claim in CLAIMS:
+        for (_, surrogate), arm in threat_model.arms(ThreatLab(JUDGED, gaining({})), claim).items():
+            assert arm.question().epochs == ((11.0,) if surrogate == EARLY else (20.0,))
+            assert {getattr(s.minimizer, "rho", None) for s in arm.specs} == {0.2 if surrogate == FLAT else None}
+
+
+@pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
+def test_the_plan_holds_all_arms_once_and_the_dear_extras_come_later(scale):
+    lab = ThreatLab(scale, gaining({}))
+    first, after = list(threat_model.plan(lab)), list(threat_model.later(lab))
+    wanted = {m for claim in CLAIMS for arm in threat_model.arms(lab, claim).values() for m in arm.measurements()}
+    assert {*first, *after} == wanted and not {*first} & {*after}
+    assert not any(m.spec.skip and m.spec.minimizer is None and scale.end in m.epochs for m in first)
+    changed = [bool(m.spec.skip or m.spec.label_noise or not m.spec.augment) for m in first]
+    at = changed.index(True)
+    assert not any(changed[:at]) and changed[at:].count(False) <= 3 * scale.few, "networks of one's own come last"
+    assert {m.spec.seed for m in (*first, *after)} <= set(scale.seeds)
+
+
+# --- what stands beside -------------------------------------------------------------------------------
+
+
+def test_how_much_harder_a_target_is_is_counted_on_the_same_images():
+    found = measured({"varied": 0.1})
+    harder = found.harder(FLAT)
+    assert len(harder) == 5 and {round(d.value, 2) for d in harder.values()} == {0.1}
+    assert {round(d.value, 2) for d in found.harder(EARLY).values()} == {0.0}
+    usual, varied = found.of("Q5", USUAL, FLAT), found.of("Q5", "varied", FLAT)
+    assert harder["target 2"].value == pytest.approx(
+        varied.hits[-1].adv_wrong[:, :, 1].mean() - usual.hits[-1].adv_wrong[:, :, 0].mean()
+    )
+
+
+def test_images_that_one_of_the_targets_gets_wrong_are_not_counted_for_another():
+    found = measured()
+    usual = found.of("Q5", USUAL, FLAT)
+    wrong = np.zeros((400, 3), bool)
+    wrong[:100, 0] = True  # the first target, which all the others are compared with
+    hits = tuple(transfer.Hits(h.adv_wrong, wrong, h.surrogate_wrong) for h in usual.hits)
+    found.curves["Q5"][USUAL, FLAT] = replace(usual, hits=hits)
+    assert {d.images for d in found.harder(FLAT).values()} == {300}
+
+
+def test_what_diversity_adds_and_what_flat_inputs_give_are_differences_on_the_same_seeds():
+    found = measured({"DI": 0.02, USUAL: 0.05})
+    assert found.diversity(FLAT).value == pytest.approx(-0.03, abs=0.01)
+    assert found.diversity(EARLY).value == pytest.approx(0.0, abs=0.01)
+    assert found.flat_inputs("RAP").value == pytest.approx(0.05, abs=0.01)
+    assert found.diversity(FLAT).z.shape[0] == len(found.lab.few)
+
+
+@pytest.mark.parametrize("x", threat_model.ANSWERS)
+def test_each_point_of_the_reviewers_has_a_line_with_an_interval(x):
+    said = measured({"varied": 0.05}).answer(x)
+    assert "\n" not in said and said.endswith(".") and " to " in said and "nan" not in said
+
+
+def test_another_point_is_refused_and_a_missing_one_says_so():
+    with pytest.raises(KeyError):
+        measured().answer("x1")
+    with pytest.raises(MissingRecord):
+        measured(missing=("RFN: PGN",)).answer("x9")
+
+
+def test_the_gap_between_features_is_that_of_their_curves_at_each_radius():
+    at = {"D_R": lambda e: 0.30 if e == 11 else 0.25, "D_NR": lambda e: 0.20 if e == 11 else 0.19}
+    lab = ThreatLab(JUDGED, lambda name, e: at[name](e) if name in at else peaked(name, e))
+    table = threat_model.feature_gap(lab)
+    assert list(table.index) == ["ε 20/255", "ε 40/255"]
+    assert table["D_R − D_NR, both stopped early"].str.startswith("+10.0").all()
+    assert table["D_R, stopped early − at its end"].str.startswith("+5.0").all()
+
+
+# --- for readers --------------------------------------------------------------------------------------
+
+
+def test_tables_say_what_is_taken_away_and_carry_intervals():
+    found = measured({"varied": 0.05})
+    threats = threat_model.threat_table(found.lab)
+    assert "240 others" in threats.loc["training images"].iloc[1] and "120" in threats.loc["training images"].iloc[1]
+    assert "20% replaced" in threats.loc["labels"].iloc[1]
+    for claim in CLAIMS:
+        table = found.table(claim)
+        assert table.iloc[:, 2:5].map(lambda cell: " to " in cell or cell == words.MISSING).all(axis=None)
+        assert ("natural accuracy of RFN" in table) == (claim == "Q4")
+    targets = found.target_table()
+    assert list(targets.index) == [f"target {i}" for i in range(1, 6)]
+    assert targets["less usual training, by RFN"].str.startswith("+5.").all()
+    attacks = threat_model.attack_table(found.lab)
+    assert list(attacks["judged"]).count("yes") == 5 and attacks.loc["targeted", "passes"] == "×3"
+    assert set(found.sensitivity().columns) == set(CLAIMS)
+
+
+def test_the_headline_figure_has_a_row_a_setting_and_the_judged_mean_last():
+    found = measured({"other images": 0.05})
+    figure = figures.gains(found, MARGIN)
+    rows = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
+    assert rows[0] == [USUAL, *settings_of("Q4"), figures.MEAN] and rows[2] == [USUAL, *settings_of("Q6"), figures.MEAN]
+    assert rows[1] == [USUAL, *(f"target {i}" for i in range(1, 6)), figures.MEAN]
+    markers = [line.get_xydata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert np.allclose(markers, [[100 * found.primary("Q4").value, len(rows[0]) - 1]])
+    plt.close("all")
+
+
+def test_figures_say_what_is_not_recorded():
+    nothing = tuple(f"{s}: {name}" for s in (EARLY, END, FLAT) for name in (USUAL, *threat_model.own_images(JUDGED)))
+    found = measured(missing=nothing)
+    for figure in (figures.gains(found, MARGIN), figures.levels(found)):
+        assert [t.get_text() for t in figure.axes[0].texts] == ["not recorded yet"]
+        figure.canvas.draw()
+    plt.close("all")
+
+
+def test_levels_show_every_surrogate_and_what_is_not_judged_too():
+    figure = figures.levels(measured())
+    rows = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
+    assert rows[0] == [USUAL, *settings_of("Q4")] and {"RAP", "PGN", "DI", "targeted"} < set(rows[2])
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(figures.SHOWN)
+    plt.close("all")
+
+
+# --- all of it, on networks -----------------------------------------------------------------------------
+
+
+def test_the_study_of_a_tiny_scale_end_to_end(tmp_path):
+    trained = tuple(replace(t, epochs=20) for t in TINY.targets)  # some images must be right for all of them
+    robust = replace(trained[1], role="robust", adversary=Adversary("l2", 0.5, steps=1))
+    surrogate = {"surrogates": (Arch("cnn", 4),), "seeds": (0,), "rhos": (0.05, 0.2)}
+    scale = replace(TINY, **surrogate, targets=(*trained, robust), test_images=100)
+    folders = {"records_dir": tmp_path / "r", "cache_dir": tmp_path / "c", "weights_dir": tmp_path / "w"}
+    lab = Lab(scale, "run", device="cpu", **folders)
+    for m in (*threat_model.plan(lab), *threat_model.later(lab)):
+        lab.measure(m)
+    made = {claim: threat_model.measure(lab).headline(claim) for claim in CLAIMS}
+    again = threat_model.measure(Lab(scale, "replay", device="cpu", **folders))
+    assert made == {claim: again.headline(claim) for claim in CLAIMS}
+    for claim in CLAIMS:
+        assert again.verdict(claim).word == "not testable" and "cannot be tested" in again.headline(claim)
+        assert again.primary(claim).z.shape[0] == 1
+    assert len(again.of("Q5", "varied", FLAT).targets) == 4
+    table = again.target_table()
+    assert (table["natural accuracy"] != words.MISSING).all()
+    assert set(again.table("Q6").index) == set(threat_model.settings(scale, "Q6"))
