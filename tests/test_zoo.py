@@ -66,8 +66,10 @@ def test_a_released_network_is_built_from_its_file_alone(no_work):
         zoo.load("smoke/vgg")
     (wide,) = (name for name in names if name.startswith("wrn16-"))
     assert same(zoo.load("smoke/wrn16").state_dict(), zoo.read(names[wide])[0]), "no other begins so"
-    with pytest.raises(zoo.NotReleased, match=r"3 networks are called smoke/vgg11-…; give one of smoke/vgg11-w8-.*, "):
-        zoo.load("smoke/vgg11")
+    with pytest.raises(
+        zoo.NotReleased, match=r"3 networks are called smoke/vgg11-w8-…; give one of smoke/vgg11-w8-.*, "
+    ):
+        zoo.load("smoke/vgg11-w8")
     with pytest.raises(LookupError, match="no network 'vgg' is released; give one of another scale"):
         zoo.load("vgg")
 
