@@ -53,7 +53,7 @@ class Plane:
 
     With w₀ the subject and w₁, w₂ the corners, e₁ = (w₁ − w₀)/‖w₁ − w₀‖ and e₂ is the part of w₂ − w₀ that is
     orthogonal to e₁, at length 1. A network w has the coordinates x = ⟨w − w₀, e₁⟩, y = ⟨w − w₀, e₂⟩ and the distance
-    ‖w − w₀ − x e₁ − y e₂‖ from the plane, all in units of the weights. At each point of a grid around all of them: the
+    ‖w − w₀ − x e₁ − y e₂‖ from the plane, all in units of the weights. At each point of a square grid around them: the
     mean cross-entropy on training images, not augmented, and the success of an attack on the scale's test targets.
 
     Attributes:
@@ -114,7 +114,7 @@ class Plane:
             apart = float((d - x * e1 - y * e2).norm())
             found.append((x, y, apart))
             digests.append(snapshots.weights_digest(weights))
-        xs, ys = (axis([place[i] for place in found], self.steps, self.margin) for i in (0, 1))
+        xs, ys = axes(found, self.steps, self.margin)
         batches, hits = bench.training_batches(self.images), functools.partial(self._success, bench, model)
         loss, success = np.empty((2, self.steps, self.steps))
         for i, y in enumerate(ys):
@@ -257,14 +257,16 @@ def barrier(losses: Sequence[float]) -> float:
     return float(np.max(np.asarray(losses, float) - line))
 
 
-def axis(values: Sequence[float], steps: int, margin: float) -> list[float]:
-    """`steps` even coordinates over `values`, and beyond them by the share `margin` of their extent.
+def axes(places: Sequence[Sequence[float]], steps: int, margin: float) -> tuple[list[float], list[float]]:
+    """`steps` even coordinates x, and y, of a square around all places (x, y, …) with the share `margin` beyond them.
 
-    >>> axis([0.0, 2.0], 3, 0.5)
-    [-1.0, 1.0, 3.0]
+    >>> axes([(0.0, 1.0), (2.0, 1.5)], 3, 0.5)
+    ([-1.0, 1.0, 3.0], [-0.75, 1.25, 3.25])
     """
-    around = margin * (max(values) - min(values))
-    return np.linspace(min(values) - around, max(values) + around, steps).tolist()
+    low, high = (np.array([each(place[i] for place in places) for i in (0, 1)]) for each in (min, max))
+    half = (0.5 + margin) * (high - low).max()
+    xs, ys = (np.linspace(middle - half, middle + half, steps).tolist() for middle in (low + high) / 2)
+    return xs, ys
 
 
 def _run(subject: Subject) -> TrainSpec:

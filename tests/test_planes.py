@@ -14,7 +14,7 @@ from scenes import TINY
 from rfnlib import data, minimizers, planes, records, training
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement
-from rfnlib.planes import Path, Place, Plane, axis, barrier
+from rfnlib.planes import Path, Place, Plane, axes, barrier
 from rfnlib.scale import Arch
 from rfnlib.snapshots import weights_digest
 from rfnlib.specs import Step
@@ -155,7 +155,7 @@ def test_barriers_are_measured_above_the_straight_line():
     t = np.linspace(0, 1, 21)
     assert barrier(list(2 + t)) == pytest.approx(0) and barrier(list(t**2)) == pytest.approx(0)
     assert barrier(list(1 + t + 4 * t * (1 - t))) == pytest.approx(1.0)
-    assert axis([1.0, 1.0], 3, 0.2) == [1.0, 1.0, 1.0]
+    assert axes([(0, 5, 9), (4, 5, 9)], 2, 0.25) == ([-1, 5], [2, 8])
 
 
 def test_both_are_recorded_by_a_lab_and_served_again(tmp_path: File, monkeypatch):

@@ -33,13 +33,14 @@ from rfnlib.studies import (
     sharpness_drop,
     state_of_the_art,
     threat_model,
+    why,
 )
 
 BASIS = ("seed", "target", "image")  # what verdicts rest on
 # In the order in which their measurements are made; notebooks have their own.
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
 # Questions that the paper leaves open. All of them come after its claims, and Holm's correction of each goes by itself.
-BEYOND: list[ModuleType] = [better_surrogate, threat_model]
+BEYOND: list[ModuleType] = [why, better_surrogate, threat_model]
 
 Judged = Mapping[str, tuple[Verdict, str]]  # by claim: its verdict, and its headline
 

@@ -1,0 +1,148 @@
+"""λ₁ against 2/η around a decay: an equilibrium, the loss alone, or neither? Notebook 06, without a verdict.
+
+Gradient descent with rate η is stable where λ₁ < 2/η, with momentum β where λ₁ < 2(1 + β)/η, and full-batch training
+hovers there: the edge of stability (Cohen et al. 2021, ICLR). After a tenfold decay an equilibrium would let λ₁ grow
+tenfold. If λ₁ falls with the loss alone, λ₁ at equal loss stays: confident predictions shrink the Hessian whatever the
+network does. So on a fine grid after the first decay of the standard schedule, against the run that does not decay:
+log λ₁ and log λ₁ at equal loss, what of either is the decay's, and the share of 2(1 + β)/η that λ₁ takes.
+
+λ₁ is that of the whole loss in evaluation mode; steps see mini-batches in training mode, whose λ₁ is larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rfnlib import words
+from rfnlib.curves import SharpnessCurve
+from rfnlib.intervals import Estimate, over_seeds
+from rfnlib.lab import Lab
+from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
+from rfnlib.scale import CONSTANT
+from rfnlib.specs import Step, TrainSpec
+
+DECAY = "decay"
+AFTER = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 5.0)  # epochs since the decay
+
+
+def arms(lab: Lab) -> dict[str, Arm]:
+    """The standard run and the constant one around the first decay, the first few seeds."""
+    scale, (first, *rest) = lab.scale, lab.scale.standard
+    until = min([*rest, scale.end])
+    at = At(scale.sharpness, tuple(first + a for a in AFTER if first + a <= until))
+    runs = {DECAY: Step(scale.lr, scale.standard), CONSTANT: Step(scale.lr)}
+    return by_name(*(Arm(name, [scale.surrogate(s, seed) for seed in lab.few], at) for name, s in runs.items()))
+
+
+def plan(lab: Lab) -> Iterator[Measurement]:
+    """Those."""
+    yield from by_seed(arms(lab).values())
+
+
+def threshold(spec: TrainSpec, epoch: float) -> float:
+    """2(1 + β)/η at that epoch: above it a quadratic loss makes heavy-ball descent diverge (Polyak 1964)."""
+    return 2 * (1 + spec.momentum) / spec.schedule.at(epoch, spec.epochs)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Sharpness on a fine grid after the decay, with and without it."""
+
+    decay: SharpnessCurve
+    constant: SharpnessCurve
+
+    @property
+    def start(self) -> float:
+        """The epoch of the decay."""
+        return self.decay.epochs[0]
+
+    @property
+    def after(self) -> list[float]:
+        """Epochs since the decay, those measured."""
+        return [e - self.start for e in self.decay.epochs]
+
+    def limit(self, name: str, after: float | None = None) -> float:
+        """2(1 + β)/η of `DECAY` or `CONSTANT`, that of the steps that led there; None: at the last epoch measured."""
+        run = {DECAY: self.decay, CONSTANT: self.constant}[name]
+        assert isinstance(run.spec, TrainSpec)
+        epoch = self.start + (self.after[-1] if after is None else after)
+        return threshold(run.spec, epoch - 1e-6)  # the network at the decay was made at the rate before it
+
+    def log(self, name: str, after: float, measure: str = "top") -> np.ndarray:
+        """The logarithm of a measure (seeds,), of `DECAY` or `CONSTANT`."""
+        values = {DECAY: self.decay, CONSTANT: self.constant}[name].at(self.start + after, measure)
+        return np.log(np.where(values > 0, values, np.nan))
+
+    def level(self, name: str, after: float, measure: str = "top") -> Estimate | None:
+        """Its mean over seeds."""
+        return _estimated(self.log(name, after, measure))
+
+    def effect(self, after: float, measure: str = "top") -> Estimate | None:
+        """How far the decay has moved it from where the constant run is."""
+        return _estimated(self.log(DECAY, after, measure) - self.log(CONSTANT, after, measure))
+
+    def share(self, name: str, after: float) -> Estimate | None:
+        """log λ₁ less that of `limit`: what part of it λ₁ takes."""
+        return _estimated(self.log(name, after) - np.log(self.limit(name, after)))
+
+    def table(self) -> pd.DataFrame:
+        """A row an epoch after the decay."""
+        rows = {}
+        for after in self.after:
+            rows[f"{after:g}"] = {
+                "λ₁ after the decay": words.level(self.level(DECAY, after)),
+                "λ₁ at a constant rate": words.level(self.level(CONSTANT, after)),
+                "share of 2(1 + β)/η, decay": words.factor(self.share(DECAY, after)),
+                "share, constant rate": words.factor(self.share(CONSTANT, after)),
+                "decay over constant, λ₁": words.factor(self.effect(after)),
+                "λ₁ at equal loss": words.factor(self.effect(after, "matched")),
+                "training loss": words.factor(self.effect(after, "train_loss")),
+            }
+        return pd.DataFrame(rows).T.rename_axis("epochs since the decay")
+
+    def headline(self) -> str:
+        """Equilibrium, loss alone, or neither, in words."""
+        last = self.after[-1]
+        top, equal, share = self.effect(last), self.effect(last, "matched"), self.share(DECAY, last)
+        at = f"{words.count(last, 'epoch')} after the decay"
+        if top is None or share is None:
+            return f"{at[:1].upper()}{at[1:]} λ₁ is not defined for all seeds."
+        grown = "above" if top.value > 0 else "below"
+        said = f"{at[:1].upper()}{at[1:]} λ₁ is {words.factor(top)} that of the run that did not decay"
+        beside = f"{words.factor(equal)} at equal loss" if equal else "not defined at equal loss"
+        before = words.factor(self.share(DECAY, 0.0))
+        return (
+            f"{said}, {grown} it, and {beside}; at an equilibrium it would be ×10. It is {words.factor(share)} the "
+            f"threshold 2(1 + β)/η of the lower rate, and was {before} that of the higher one. So it is {self.kind()}."
+        )
+
+    def kind(self) -> str:
+        """What the figures at the last epoch speak for: described, not tested."""
+        top, equal = (self.effect(self.after[-1], m) for m in ("top", "matched"))
+        if top is not None and top.value > np.log(10) / 2:
+            return "more like an equilibrium: λ₁ grows as the rate falls"
+        if top is None or top.value >= 0:
+            return "neither an equilibrium, which would be reached by then, nor a drop"
+        if equal is None:
+            return "a drop and no equilibrium; whether by the loss alone cannot be said"
+        if equal.value > top.value / 2:
+            return "mostly the loss: at equal loss less than half of the drop, on the scale of logarithms, is left"
+        return "neither: no equilibrium, and at equal loss at least half of the drop is left"
+
+
+def _estimated(logs: np.ndarray) -> Estimate | None:
+    return over_seeds(logs) if np.isfinite(logs).all() else None
+
+
+def measure(lab: Lab) -> Edge:
+    """Both runs, at `lab`'s scale.
+
+    Raises:
+        MissingRecord: in replay, one is not complete.
+    """
+    curves = lab.curves(arms(lab), needed=(DECAY, CONSTANT))
+    return Edge(curves[DECAY], curves[CONSTANT])
