@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
+from types import ModuleType
 
 import pandas as pd
 
@@ -20,7 +22,7 @@ from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.scale import Scale, Target
 from rfnlib.specs import TrainSpec
-from rfnlib.studies import pilots, rfn_gains, state_of_the_art
+from rfnlib.studies import better_surrogate, pilots, rfn_gains, state_of_the_art
 from rfnlib.transforms import named
 
 FILE = "PREREGISTRATION.md"
@@ -37,7 +39,9 @@ def fixed() -> dict[str, object]:
         "techniques": {s.name: _techniques(s) for s in JUDGED},
         "compared": [pilots.RIVALS, state_of_the_art.JUDGED, state_of_the_art.SLOW],
         "counted over": transfer.DEFAULT,
-        "primaries": {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in studies.every_claim().values()},
+        "primaries": _judged(None),
+        "questions": _judged(studies.BEYOND),
+        "searched": [better_surrogate.BUDGET, better_surrogate.JUDGED, better_surrogate.RIVALS],
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
         "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},
@@ -54,6 +58,11 @@ def _runs(scale: Scale) -> list[TrainSpec]:
 def _techniques(scale: Scale) -> dict[str, list]:
     found = state_of_the_art.techniques(scale).items()
     return {name: [attack.describe(), named(recipe) if recipe else None] for name, (attack, recipe) in found}
+
+
+def _judged(group: Iterable[ModuleType] | None) -> dict[str, list]:
+    every = studies.every_claim(group).values()
+    return {c.id: [c.primary, c.margin, c.unit, c.non_inferiority] for c in every}
 
 
 def fingerprint() -> str:
@@ -102,10 +111,10 @@ def _targets(scale: Scale, role: str) -> str:
     return f"{len(chosen)}: {'; '.join(t.name for t in chosen)}"
 
 
-def primaries() -> pd.DataFrame:
-    """A row a claim: what it is judged by."""
+def primaries(group: Iterable[ModuleType] | None = None) -> pd.DataFrame:
+    """A row a claim of a group of studies (None: the paper's): what it is judged by."""
     rows = {}
-    for c in studies.every_claim().values():
+    for c in studies.every_claim(group).values():
         margin = words.factor(c.margin) if c.unit == "factor" else f"{100 * c.margin:g} {c.unit}"
         kind = "non-inferiority" if c.non_inferiority else "difference"
         rows[c.id] = {"primary": "; and ".join(c.primary), "test": kind, "margin": margin}
@@ -123,7 +132,13 @@ def choices() -> pd.DataFrame:
     return pd.DataFrame(found).fillna("none").rename_axis("choice")
 
 
-PARTS = {"settings": settings, "primaries": primaries, "gates": gates, "choices": choices}
+def questions() -> pd.DataFrame:
+    """The same for the questions that go beyond the paper, with their text."""
+    asked = {c.id: c.sentence for c in studies.every_claim(studies.BEYOND).values()}
+    return pd.concat([pd.Series(asked, name="question"), primaries(studies.BEYOND)], axis=1).rename_axis("")
+
+
+PARTS = {"settings": settings, "primaries": primaries, "questions": questions, "gates": gates, "choices": choices}
 
 
 # --- the file -------------------------------------------------------------------------------------------
