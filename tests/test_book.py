@@ -38,6 +38,11 @@ LOOK = """() => ({
 SETTLED = """() => document.readyState == "complete" && (
     !document.querySelector(".math") || window.MathJax?.startup?.promise?.then(() => true))"""
 
+# Figures whose type, nine points of 880 pixels' width, is less than nine pixels high.
+SMALL = """() => [...document.querySelectorAll("article img")]
+    .filter(i => i.clientWidth < 600 || !i.closest("a.figure") || i.closest("a").parentElement.closest("a"))
+    .map(i => i.src)"""
+
 # What axe-core finds that keeps people from reading: rule, place and reason. Contrast, which costs most, is looked at
 # once for each kind of text on the site: tag, classes and style, and those of what it is in.
 AXE = """async options => (await axe.run(options.only ?? document, {
@@ -69,6 +74,7 @@ class Visit:
     elsewhere: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     phone_width: int = 0
+    phone_small: list[str] = field(default_factory=list)
     seen: dict = field(default_factory=dict)
 
 
@@ -153,6 +159,7 @@ def look(page: playwright.Page, url: str, found: Visit, texts: set[str]) -> None
         found.findings += page.evaluate(CONTRAST)
     page.set_viewport_size(PHONE)
     found.phone_width = page.evaluate("document.documentElement.scrollWidth")
+    found.phone_small = page.evaluate(SMALL)
 
 
 def where(visits: dict[str, Visit], what: Callable[[Visit], object]) -> dict[str, object]:
@@ -203,6 +210,10 @@ def test_every_link_leads_to_a_page_and_a_place_on_it(site, visits, address):
 
 def test_nothing_is_wider_than_a_telephone(visits):
     assert where(visits, lambda visit: visit.phone_width > PHONE["width"] and visit.phone_width) == {}
+
+
+def test_a_figure_is_legible_on_a_telephone_and_opens_alone(visits):
+    assert where(visits, lambda visit: visit.phone_small) == {}
 
 
 def test_nothing_keeps_people_from_reading_it_in_light_or_dark(visits):

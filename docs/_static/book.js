@@ -1,8 +1,10 @@
 // Whatever scrolls on its own can be scrolled from the keyboard, and a figure opens in full size, to be read on a phone.
 document.addEventListener("DOMContentLoaded", () => {
-  for (const image of document.querySelectorAll(".cell_output img")) {
-    const link = document.createElement("a");
+  for (const image of document.querySelectorAll(".cell_output img, article p > img")) {
+    const link = image.closest("a") ?? document.createElement("a");
+    link.classList.add("figure");
     link.href = image.src;
+    if (link.contains(image)) continue;
     image.replaceWith(link);
     link.append(image);
   }
