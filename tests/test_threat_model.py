@@ -231,8 +231,12 @@ def test_each_point_of_the_reviewers_has_a_line_with_an_interval(x):
 def test_another_point_is_refused_and_a_missing_one_says_so():
     with pytest.raises(KeyError):
         measured().answer("x1")
+    found = measured(missing=("RFN: PGN", "RFN: varied"))
     with pytest.raises(MissingRecord):
-        measured(missing=("RFN: PGN",)).answer("x9")
+        found.answer("x9")
+    lines = found.answers("x9", "x26").splitlines()
+    assert lines[0].startswith("not recorded yet: RFN, PGN") and lines[1] == found.answer("x26")
+    assert found.target_table().empty and not found.table("Q5").empty
 
 
 def test_the_gap_between_features_is_that_of_their_curves_at_each_radius():

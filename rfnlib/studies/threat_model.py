@@ -242,6 +242,10 @@ class ThreatModel:
             raise MissingRecord(f"{surrogate}, {setting}: not recorded; compute it with `python -m rfnlib run`.")
         return found
 
+    def has(self, claim: str, *settings: str) -> bool:
+        """Whether RFN and SGD stopped early are complete in these settings."""
+        return {(name, s) for name in settings for s in (EARLY, FLAT)} <= self.curves[claim].keys()
+
     # --- differences ---
 
     def gain(self, claim: str, setting: str, over: str = EARLY, **how: Any) -> Influence:
@@ -307,9 +311,7 @@ class ThreatModel:
         """What was found, in one sentence."""
         over = {"Q4": "training set", "Q5": "target", "Q6": "attack"}[claim]
         said = words.against(self.primary(claim))
-        usual = ""
-        if {(USUAL, FLAT), (USUAL, EARLY)} <= self.curves[claim].keys():
-            usual = f", and {USUAL} it is {words.against(self.gain(claim, USUAL))}"
+        usual = f", and {USUAL} it is {words.against(self.gain(claim, USUAL))}" if self.has(claim, USUAL) else ""
         return (
             f"{self.verdict(claim).answer}: on average over {words.count(len(self.ways(claim)), over)}, success of RFN "
             f"is {said} that of SGD stopped early{usual} ({self.signs(claim)})."
@@ -323,6 +325,16 @@ class ThreatModel:
             MissingRecord: in replay, it is not recorded.
         """
         return ANSWERS[x](self)
+
+    def answers(self, *points: str) -> str:
+        """What is found on each of several points, a line each; of those that are not recorded that they are not."""
+        said = []
+        for x in points:
+            try:
+                said.append(self.answer(x))
+            except MissingRecord as missing:
+                said.append(f"not recorded yet: {missing}")
+        return "\n".join(said)
 
     # --- tables ---
 
@@ -345,9 +357,9 @@ class ThreatModel:
 
     def target_table(self) -> pd.DataFrame:
         """A row a target trained otherwise: its accuracy, success on it, what RFN gains, and how much harder it is."""
-        accuracy = varied_accuracy(self.lab)
-        rows = {}
-        for i, name in enumerate(self.of("Q5", VARIED, FLAT).targets):
+        accuracy, rows = varied_accuracy(self.lab), {}
+        there = self.of("Q5", VARIED, FLAT).targets if self.has("Q5", USUAL, VARIED) else ()
+        for i, name in enumerate(there):
             how: dict[str, Any] = {"targets": [i]}
             rows[name] = {
                 "natural accuracy": words.percent(accuracy.get(name)),
@@ -360,11 +372,8 @@ class ThreatModel:
 
     def sensitivity(self) -> pd.DataFrame:
         """The primary differences of those questions that are complete, over other images; in points."""
-        complete = {claim: partial(self.primary, claim) for claim in CLAIMS if self._complete(claim)}
+        complete = {claim: partial(self.primary, claim) for claim in CLAIMS if self.has(claim, *self.judged(claim))}
         return counting.table(complete, counting.other_images(), "counted")
-
-    def _complete(self, claim: str) -> bool:
-        return {(name, s) for name in self.judged(claim) for s in (EARLY, FLAT)} <= self.curves[claim].keys()
 
 
 # --- what reviewers asked ---------------------------------------------------------------------------------
@@ -379,8 +388,8 @@ def _robust_targets(found: ThreatModel) -> str:
 
 def _flat_inputs(found: ThreatModel) -> str:
     said = [
-        f"BIM on RFN is {words.against(found.flat_inputs(a))} {a} on SGD stopped early, and {a} gains "
-        f"{words.points(found.gain('Q6', a))} points more on RFN"
+        f"BIM on RFN is {words.against(found.flat_inputs(a))} {a} on SGD stopped early, and under {a} RFN "
+        f"gains {words.points(found.gain('Q6', a))} points over it"
         for a in FLAT_INPUTS
     ]
     return f"{'; '.join(said)}."
