@@ -109,14 +109,15 @@ def success(seen: Seen, rho: float, eps: float, epoch: float, target: int | None
         _finish(axes["epoch"], "epoch", known, epoch, f"ρ {rho:g} and ε {words.length(eps)}")
         for name, values, label in (("rho", seen.rhos, "ρ (0: SGD)"), ("eps", seen.radii, "ε")):
             across = {i: (v, eps) if name == "rho" else (rho, v) for i, v in enumerate(values)}
-            found = {float(i): interval(at) for i, (r, a) in across.items() if (at := seen.at(r, a, epoch, target))}
+            there = {float(i): seen.at(r, a, epoch, target) for i, (r, a) in across.items()}
+            found = {i: interval(at) for i, at in there.items() if at}
             _bars(axes[name], found, style.GREY, "o")
             said = [f"{v:g}" if name == "rho" else words.length(v) for v in values]
             axes[name].set_xticks(range(len(values)), said)
             axes[name].set_xlim(-0.5, len(values) - 0.5)
-            at = float(values.index(rho if name == "rho" else eps))
+            chosen = float(values.index(rho if name == "rho" else eps))
             fixed = f"ε {words.length(eps)}" if name == "rho" else f"ρ {rho:g}"
-            _finish(axes[name], label, found, at, f"epoch {epoch:g} and {fixed}")
+            _finish(axes[name], label, found, chosen, f"epoch {epoch:g} and {fixed}")
     return figure
 
 
@@ -164,5 +165,5 @@ def digits(found: Attacked) -> Figure:
     """The first attacked digits, what is added to them, and what the target sees."""
     pairs = zip(found.labels[:SHOWN].tolist(), found.after[:SHOWN].tolist(), strict=True)
     captions = [(f"a {label}", f"“{answer}”") for label, answer in pairs]
-    shown = (part[:SHOWN, 0].cpu().numpy() for part in (found.images, found.adversarial))
-    return examples(*shown, captions, GAIN)
+    clean, adversarial = (part[:SHOWN, 0].cpu().numpy() for part in (found.images, found.adversarial))
+    return examples(clean, adversarial, captions, GAIN)

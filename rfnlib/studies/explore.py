@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Seen:
     def at(self, rho: float, eps: float, epoch: float, target: int | None = MEAN) -> Influence | None:
         """Success there, on one test target or the mean of all; None where it is not recorded."""
         run = self.success.get((rho, eps, epoch))
-        return run and run.at(epoch, targets=None if target is MEAN else [target])
+        return None if run is None else run.at(epoch, targets=None if target is MEAN else [target])
 
     def told(self, rho: float, eps: float, epoch: float, target: int | None = MEAN) -> str:
         """What is recorded there, in a sentence; or that nothing is, and what is instead."""
@@ -131,7 +132,7 @@ def _arms(lab: Lab) -> Iterator[Arm]:
     yield lr_decay.arms(lab)[standard]
     yield sharpness_drop.arms(lab)[standard]
     yield from rfn_gains.sharp(lab).values()
-    chosen: list[Callable[[], Mapping[object, Arm]]] = [
+    chosen: list[Callable[[], Mapping[Any, Arm]]] = [
         functools.partial(rfn_gains.main, lab),
         functools.partial(rfn_gains.along, lab),
         functools.partial(rfn_gains.grid, lab),
@@ -149,7 +150,7 @@ def _plain(probe: Transfer, scale: Scale) -> bool:
     return replace(probe, attack=replace(probe.attack, eps=scale.attack.eps)) == scale.transfer
 
 
-def _keep(found: dict, key: tuple[float, ...], curve: TransferCurve | SharpnessCurve) -> None:
+def _keep(found: dict[Any, Any], key: tuple[Any, ...], curve: TransferCurve | SharpnessCurve) -> None:
     if key not in found or found[key].seeds < curve.seeds:
         found[key] = curve
 
@@ -210,7 +211,7 @@ def attacked(lab: Lab, rho: float, eps: float, epoch: float, target: int) -> Att
 def _surrogates(lab: Lab, rho: float) -> dict[float, nn.Module]:
     """The surrogate after each of its epochs, rounded as it was measured."""
     spec = lab.scale.flat(_minimizer(rho), lab.seeds[0])
-    options = {"cache": lab.cache, "device": lab.device, "compile": False, "progress": False}
+    options: dict[str, Any] = {"cache": lab.cache, "device": lab.device, "compile": False, "progress": False}
     snapshots = training.train(spec, dataset=lab.dataset(), **options)
     place = lab.bench.how.place
     return {s.epoch: place(zoo.built(spec, zoo.rounded(s.weights()))).requires_grad_(False) for s in snapshots}
