@@ -90,8 +90,6 @@ def test_lengths_and_barriers_are_those_of_the_rows():
     assert "SGD 0.301 (" in said and said.endswith("in one basin: RFN.")
     table = found.table()
     assert list(table.index) == [SGD, CONSTANT, RFN] and "barrier, just after to the end" in table
-    figures.barriers(found).canvas.draw()
-    plt.close("all")
 
 
 def test_a_plane_is_coloured_by_the_success_that_is_recorded():

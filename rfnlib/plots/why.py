@@ -1,4 +1,4 @@
-"""Figures of notebook 06: interventions, what goes with success, λ₁ around a decay, planes of the loss, barriers."""
+"""Figures of notebook 06: interventions, what goes with success, λ₁ around a decay, planes of the loss."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rfnlib.intervals import Estimate, interval, over_seeds
+from rfnlib.intervals import Estimate, interval
 from rfnlib.plots import style
 from rfnlib.scale import CONSTANT
 
 if TYPE_CHECKING:
     from rfnlib.studies.edge import Edge
     from rfnlib.studies.interventions import Interventions
-    from rfnlib.studies.journey import Journeys, Landscape
+    from rfnlib.studies.journey import Landscape
     from rfnlib.studies.predictors import Predictors
 
 ARMS: dict[str, tuple[Any, str]] = {  # RFN, the constant rate and the decay look as everywhere
@@ -28,8 +28,7 @@ ARMS: dict[str, tuple[Any, str]] = {  # RFN, the constant rate and the decay loo
     "noise": (style.PALETTE[4], "v"),
     "unchanged": style.kind("constant"),
 }
-WAY = {"top": "λ₁", "matched": "λ₁ at equal loss", "input_gradient": "input-gradient norm",
-       "cosine": "gradient similarity", "train_loss": "training loss"}  # fmt: skip
+WAY = {"top": "λ₁", "train_loss": "training loss", "cosine": "gradient similarity"}
 SHOWN = {"": ("all networks", "o"), "train_loss": ("given training loss", "s"), "accuracy": ("given accuracy", "^")}
 
 
@@ -72,22 +71,21 @@ def _factor(axis: Axes, log: Estimate, y: float, colour: Any, marker: str) -> No
 
 
 def way(found: Interventions) -> Figure:
-    """In detail: success and five measures after the checkpoint, against passes, means over the first seeds.
+    """In detail: success and three measures after the checkpoint, against passes, means over the first seeds.
 
-    Bands of success are 95 % intervals over images and seeds; the others are geometric means (of the similarity, the
-    mean), with each seed as a dot.
+    Geometric means, of success and of the similarity means, with each seed as a dot but for success.
     """
     labels = ["success rate, %", *WAY.values()]
     with style.styled():
-        figure, axes = plt.subplots(2, 3, figsize=(style.WIDTH, 4.4), sharex=True)
+        figure, axes = plt.subplots(2, 2, figsize=(style.WIDTH, 3.9), sharex=True)
         for name, (colour, marker) in ARMS.items():
             if (run := found.way.success.get(name)) is None:
                 continue
             start = ["checkpoint"] * ("checkpoint" in found.way.success)
             stops = [(of, 1.0, 0.0) for of in start]
             stops += [(name, e / run.end, found.length * e / run.end) for e in run.epochs]
-            rates = [interval(found.way.rate(of, moment)) for of, moment, _ in stops]
-            style.curve(axes.flat[0], [t for *_, t in stops], rates, colour, marker, label=name)
+            rates = [100 * found.way.rate(of, moment).value for of, moment, _ in stops]
+            axes.flat[0].plot([t for *_, t in stops], rates, color=colour, marker=marker, label=name)
             for axis, measure in zip(axes.flat[1:], WAY, strict=True):
                 _measured(axis, found, measure, stops, colour, marker)
         for axis, label in zip(axes.flat, labels, strict=True):
@@ -105,7 +103,7 @@ def way(found: Interventions) -> Figure:
 
 def _drawn(axis: Axes) -> bool:
     """Whether anything is there: a measure may be defined for no network."""
-    return any(len(line.get_ydata()) for line in axis.lines)
+    return any(np.size(line.get_ydata()) for line in axis.lines)
 
 
 def _measured(
@@ -193,7 +191,7 @@ def edge(found: Edge) -> Figure:
     return figure
 
 
-# --- planes and barriers ----------------------------------------------------------------------------------------
+# --- planes ----------------------------------------------------------------------------------------
 
 
 def planes(found: Sequence[Landscape]) -> Figure:
@@ -203,7 +201,7 @@ def planes(found: Sequence[Landscape]) -> Figure:
     of its own success, where that is recorded, for it may lie off the plane.
     """
     with style.styled():
-        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.85 * style.WIDTH / len(found) + 0.9),
+        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.75 * style.WIDTH / len(found) + 0.8),
                                     squeeze=False)  # fmt: skip
         own = [s.success for plane in found for s in plane.spots if s.success is not None]
         top = 100 * max([np.nanmax(plane.success) for plane in found] + own)
@@ -236,22 +234,3 @@ def _paths(axis: Axes, plane: Landscape, top: float) -> None:
             face = "none" if s.success is None else plt.get_cmap("viridis")(100 * s.success / top)
             axis.plot(s.x, s.y, marker, color=face, markeredgecolor=colour, markeredgewidth=1.0, markersize=5)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, columnspacing=1.0)
-
-
-def barriers(found: Journeys) -> Figure:
-    """The training loss along straight segments between networks of one run, a panel a pair; means over seeds."""
-    with style.styled():
-        figure, axes = plt.subplots(1, len(found.segments), figsize=(style.WIDTH, 2.4), sharey=True)
-        for i, (axis, (name, ends)) in enumerate(zip(axes, found.segments.items(), strict=True)):
-            for run, rows in found.rows.items():
-                colour, marker = style.kind(run)
-                lines = np.array([row["losses"][i] for row in rows], float)
-                t = np.linspace(0, 1, lines.shape[1])
-                axis.plot(t, lines.T, color=colour, alpha=0.35, linewidth=0.8)
-                means = [over_seeds(column).value for column in lines.T]
-                axis.plot(t, means, color=colour, marker=marker, label=run)
-            axis.set_title(f"{name}: epochs {ends[0]:g} to {ends[1]:g}", fontsize=8)
-        axes[0].set_ylabel("training loss")
-        figure.supxlabel("share of the way", fontsize=9)
-        figure.legend(*axes[0].get_legend_handles_labels(), ncols=len(found.rows), loc="outside upper center")
-    return figure

@@ -189,7 +189,8 @@ class Why:
         }
         if x not in answers:
             raise LookupError(f"{x} is not answered in notebook 06; there are {', '.join(answers)}.")
-        return answers[x]()
+        said = answers[x]()
+        return f"{said[:1].upper()}{said[1:].rstrip('.')}."
 
     def partial(self, measure: str) -> str:
         """A measure's correlation with success, and the partial ones, in words."""
