@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import pandas as pd
 
@@ -107,7 +108,7 @@ def candidates(lab: Lab, seed: int) -> dict[str, Candidate]:
             left -= new.cost
         return replace(one, recipe=Together(tuple(more), one.recipe))
 
-    def onwards(start: TrainSpec, rate: float, epochs: int, **how: object) -> TrainSpec:
+    def onwards(start: TrainSpec, rate: float, epochs: int, **how: Any) -> TrainSpec:
         return replace(start, schedule=Step(rate), epochs=epochs, start=start, **how)
 
     def early(arch: Arch | None = None) -> Candidate:
@@ -186,10 +187,9 @@ def rivals(lab: Lab) -> dict[str, Arm]:
     found = {}
     for name in ("SGD", *RIVALS):
         source = known[name.removesuffix(" from RFN")]
-        specs = list(source.specs[: len(seeds)])
+        specs = [s for s in source.specs[: len(seeds)] if isinstance(s, TrainSpec)]
         if name.endswith(" from RFN"):
-            rfn = known["RFN"].specs
-            specs = [replace(s, start=start) for s, start in zip(specs, rfn, strict=False)]
+            specs = [replace(s, start=pilots.sam(scale, pilots.chosen_rho(lab), s.seed)) for s in specs]
         epochs, recipe = source.question().epochs, source.question().recipe
         found[name] = Arm(name, specs, *(At(probe, epochs, recipe) for probe in questions(scale)))
     return found
