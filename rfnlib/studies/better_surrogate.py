@@ -102,7 +102,8 @@ def candidates(lab: Lab, seed: int) -> dict[str, Candidate]:
 
     def ensemble(one: Candidate, others: list[Candidate] | None = None) -> Candidate:
         """`one` with itself, or with `others` in turn, from other seeds, as often as the budget allows."""
-        turn, more, left = others or [one], [], most - one.cost
+        turn, left = others or [one], most - one.cost
+        more: list[Member] = []
         while (new := turn[len(more) % len(turn)]).cost <= left:
             more.append(Member(new.spec, new.epoch, new.recipe, apart=APART * (len(more) + 1)))
             left -= new.cost

@@ -15,7 +15,17 @@ import pandas as pd
 from rfnlib import words
 from rfnlib.intervals import Estimate, over_seeds
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.studies import better_surrogate, counting, features, lr_decay, pilots, rfn_gains, sharpness_drop
+from rfnlib.studies import (
+    better_surrogate,
+    counting,
+    features,
+    lr_decay,
+    pilots,
+    rfn_gains,
+    sharpness_drop,
+    threat_model,
+    why,
+)
 from rfnlib.studies import state_of_the_art as rivals
 
 
@@ -74,18 +84,6 @@ def _with_lgv(lab: Lab) -> str:
     return f"LGV from RFN, in points: {said}."
 
 
-def _after_the_last_decay(lab: Lab) -> str:
-    return sharpness_drop.measure(lab).late()
-
-
-def _robust_targets(lab: Lab) -> str:
-    robust = rivals.measure(lab).rivalry.robust
-    if not {rivals.STOPPED, "RFN"} <= robust.keys():
-        raise MissingRecord("RFN on robust targets is not recorded")
-    gain = robust["RFN"].at() - robust[rivals.STOPPED].at()
-    return f"On adversarially trained targets RFN gains {words.points(gain)} points over SGD stopped early."
-
-
 def _equal_robustness(lab: Lab) -> str:
     frame = rivals.at_equal_robustness(rivals.trade_off(lab))
     if frame.empty:
@@ -110,34 +108,9 @@ def _other_schedules(lab: Lab) -> str:
     return f"Highest success less that at the end, in points: {'; '.join(said)}."
 
 
-def _flatness_of_rivals(lab: Lab) -> str:
-    found = rivals.measure(lab).rivalry
-    order = sorted(found.sharpness, key=lambda name: found.sharpness[name].at().mean())
-    if len(order) < 3:
-        raise MissingRecord("sharpness of the surrogates is not recorded")
-    return f"From flat to sharp by λ₁: {' < '.join(order)}. By success: {' > '.join(found.by_success())}."
-
-
-def _other_balls(lab: Lab) -> str:
-    found, said = features.measure(lab).other_eps, []
-    for eps in sorted({eps for eps, _ in found}):
-        run = found[eps, "D_NR"]
-        said.append(f"ε {words.length(eps)} {words.points(run.at(run.best) - run.at())}")
-    if not said:
-        raise MissingRecord("other ε are not recorded")
-    return f"On D_NR highest success less that at the end, in points: {'; '.join(said)}."
-
-
 def _relative_flatness(lab: Lab) -> str:
-    return _one_measure(lab, "relative", "Relative flatness of the last layer")
-
-
-def _at_equal_loss(lab: Lab) -> str:
-    return _one_measure(lab, "matched", "With logits scaled to equal loss, λ₁")
-
-
-def _one_measure(lab: Lab, measure: str, called: str) -> str:
-    return f"{called} is {words.lower(sharpness_drop.measure(lab).drop(measure))} after the decay."
+    drop = sharpness_drop.measure(lab).drop("relative")
+    return f"Relative flatness of the last layer is {words.lower(drop)} after the decay."
 
 
 def _late(lab: Lab) -> str:
@@ -155,14 +128,6 @@ def _candidates(lab: Lab, *names: str) -> str:
     curve = pilots.validated(lab, arm).first(1)
     said = [f"{name} {words.points(found[name].at() - curve.at())}" for name in names]
     return f"Less RFN all along, one pilot, in points: {'; '.join(said)}."
-
-
-def _diversity(lab: Lab) -> str:
-    gains = rivals.measure(lab).grid.on_top()
-    if not all("DI" in gains.get(name, {}) for name in ("SGD", "RFN")):
-        raise MissingRecord("DI on SGD and on RFN is not recorded")
-    said = [f"{words.points(of['DI'])} on {name}" for name, of in gains.items() if "DI" in of]
-    return f"DI adds, in points: {'; '.join(said)}."
 
 
 def _sharper_yet_better(lab: Lab) -> str:
@@ -204,22 +169,39 @@ def _counted(lab: Lab) -> str:
     return f"RFN over SGD stopped early, in points: {'; '.join(f'{w} {words.points(e)}' for w, e in gains.items())}."
 
 
+def _asked(x: str, asked: str, study: ModuleType) -> Question:
+    """One whose answer the study's own result gives."""
+    return Question(x, asked, study, lambda lab: study.measure(lab).answer(x))
+
+
 QUESTIONS = (
     Question("x1", "state the minimizers as equations; define robust and non-robust use", rfn_gains, _definitions),
     Question("x2", "are early-stopped networks on D_NR just slightly robust?", features, _slightly_robust),
     Question("x3", "LGV, RFN, and both together", better_surrogate, _with_lgv),
-    Question("x4", "why do sharpness and success fall after the last decay?", sharpness_drop, _after_the_last_decay),
-    Question("x5", "adversarially trained targets", rivals, _robust_targets),
+    _asked("x4", "does success go with sharpness at the same loss, at the same accuracy?", why),
+    _asked("x5", "adversarially trained targets", threat_model),
+    _asked("x6", "does success go with sharpness across methods?", why),
     Question("x7", "is RFN just a little robustness?", rivals, _equal_robustness),
+    _asked("x8", "is it SAM's flatness, or any perturbation as large?", why),
+    _asked("x9", "attacks that look for flatness in the input", threat_model),
+    _asked("x10", "a measured picture of the loss surface in place of a drawn one", why),
     Question("x11", "more measures than the Hessian's", sharpness_drop, _measures),
     Question("x12", "schedules without a sudden decay", lr_decay, _other_schedules),
-    Question("x13", "the flatness of all that is compared", rivals, _flatness_of_rivals),
-    Question("x18", "robust and non-robust features at several ε", features, _other_balls),
+    _asked("x13", "all networks by all measures", why),
+    _asked("x14", "does the rate, or what it does, cause transfer? Interventions at one checkpoint", why),
+    _asked("x15", "what are exploration and basins? Barriers between checkpoints", why),
+    _asked("x16", "an attacker with other data, augmentation or labels", threat_model),
+    _asked("x17", "attacks unlike BIM", threat_model),
+    _asked("x18", "robust against non-robust features, at several ε", threat_model),
+    _asked("x19", "flatness in weights or in inputs?", why),
     Question("x20", "relative flatness", sharpness_drop, _relative_flatness),
-    Question("x21", "is it the smaller loss alone that flattens?", sharpness_drop, _at_equal_loss),
+    _asked("x21", "is it the smaller loss alone that flattens?", why),
+    _asked("x22", "the edge of stability: λ₁ against 2/η around the decay", why),
     Question("x23", "does RFN late in training do?", better_surrogate, _late),
     Question("x24", "does a large ρ need a warm start?", better_surrogate, _warm_start),
-    Question("x26", "does input diversity still help a flat surrogate?", rivals, _diversity),
+    _asked("x25", "gradient similarity and smoothness in the input", why),
+    _asked("x26", "does input diversity still help a flat surrogate?", threat_model),
+    _asked("x27", "targets that were trained otherwise", threat_model),
     Question("x28", "is SAM always flatter, and flatter always better?", rfn_gains, _sharper_yet_better),
     Question("x29", "are perturbations longer in l2?", rivals, _length),
     Question("x30", "equal compute", better_surrogate, _equal_compute),
