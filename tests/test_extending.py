@@ -287,7 +287,7 @@ study = ModuleType("study")
 study.CLAIMS = {"W1": WIDER}
 m = Measurement(SCALE.flat(Minimizer("Extrapolated", 0.1), 0), At(SCALE.robustness, (1.0,)))
 study.plan = lambda lab: iter([m])
-studies.STUDIES[:] = [study]
+studies.STUDIES[:], studies.BEYOND[:] = [study], []
 """
 
 

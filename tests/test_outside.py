@@ -163,7 +163,7 @@ SCALE = scales.SCALES["small"] = replace(SMALL, targets=(Target(theirs, 1),))
 study = ModuleType("study")
 study.CLAIMS = ("W1",)
 study.plan = lambda lab: iter([Measurement(mine, At(SCALE.transfer, (1.0,)))])
-studies.STUDIES[:] = [study]
+studies.STUDIES[:], studies.BEYOND[:] = [study], []
 """
 
 
