@@ -39,7 +39,7 @@ SETTLED = """() => document.readyState == "complete" && (
     !document.querySelector(".math") || window.MathJax?.startup?.promise?.then(() => true))"""
 
 # Figures whose type, nine points of 880 pixels' width, is less than nine pixels high.
-SMALL = """() => [...document.querySelectorAll("article img")]
+SMALL = """() => [...document.querySelectorAll("article img:not(.toggler)")]
     .filter(i => i.clientWidth < 600 || !i.closest("a.figure") || i.closest("a").parentElement.closest("a"))
     .map(i => i.src)"""
 
