@@ -13,7 +13,7 @@ from rfnlib.lab import MissingRecord
 from rfnlib.probes import Sharpness
 from rfnlib.similarity import Similarity
 from rfnlib.specs import Step
-from rfnlib.studies import interventions
+from rfnlib.studies import interventions, pilots
 from rfnlib.studies.interventions import BATCH, LOWER, MEAN, NOISE, RFN, SAME, arrow, sign
 
 SCALE = replace(scales.SMOKE, epochs=100, decays=(25, 50, 75), standard=(50, 75), seeds=(0, 1, 2, 3, 4), n_train=1000,
@@ -62,7 +62,7 @@ def test_arms_start_from_one_network_and_differ_in_what_they_say():
 @pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
 def test_checkpoints_are_those_of_the_runs_of_other_claims_at_every_scale(scale):
     first = min(scale.standard)
-    start, constant = interventions.checkpoint(scale, 0), scale.surrogate(Step(scale.lr), 0)
+    start, constant = pilots.checkpoint(scale, 0), scale.surrogate(Step(scale.lr), 0)
     assert start.history_key(first * 7, 7) == constant.history_key(first * 7, 7), "nothing is trained twice"
     assert interventions.length(scale) % 2 == 0 and 0.05 <= interventions.length(scale) / scale.epochs <= 0.34
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import pandas as pd
 
@@ -26,9 +25,8 @@ from rfnlib.curves import TransferCurve
 from rfnlib.intervals import Influence
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
-from rfnlib.probes import Transfer
 from rfnlib.recipes import Collected, Member, Recipe, Together, members
-from rfnlib.scale import Arch, Scale
+from rfnlib.scale import Arch
 from rfnlib.specs import Minimizer, Step, TrainSpec
 from rfnlib.studies import pilots, state_of_the_art
 
@@ -109,26 +107,21 @@ def candidates(lab: Lab, seed: int) -> dict[str, Candidate]:
             left -= new.cost
         return replace(one, recipe=Together(tuple(more), one.recipe))
 
-    def onwards(start: TrainSpec, rate: float, epochs: int, **how: Any) -> TrainSpec:
-        return replace(start, schedule=Step(rate), epochs=epochs, start=start, **how)
-
     def early(arch: Arch | None = None) -> Candidate:
         return Candidate(scale.flat(None, seed, arch), stop)
 
     def collected(start: TrainSpec) -> Candidate:
         """LGV from the end of a run."""
-        run = onwards(start, scale.lr / 2, tuned, weight_decay=1e-4, minimizer=None)
+        run = pilots.onwards(start, scale.lr / 2, tuned, weight_decay=1e-4, minimizer=None)
         return Candidate(run, float(tuned), Collected(per))
 
     def halved(spec: TrainSpec) -> Candidate:
-        """A run in half the epochs, decays included."""
-        sooner = Step(scale.lr, tuple(m / 2 for m in scale.standard))
-        return Candidate(replace(spec, epochs=end // 2, schedule=sooner), float(end // 2))
+        return Candidate(pilots.halved(scale, spec), float(end // 2))
 
     def late(epochs: int) -> Candidate:
         """SGD up to the decay, then RFN at the decayed rate."""
-        before = replace(scale.surrogate(Step(scale.lr), seed), epochs=decay)
-        return Candidate(onwards(before, scale.lr / 10, epochs, minimizer=flat), float(epochs))
+        run = pilots.onwards(pilots.checkpoint(scale, seed), scale.lr / 10, epochs, minimizer=flat)
+        return Candidate(run, float(epochs))
 
     stopped = replace(scale.flat(None, seed), epochs=ceil(stop))
     rfn, warm = pilots.sam(scale, rho, seed), max(1, end // 10)
@@ -136,7 +129,7 @@ def candidates(lab: Lab, seed: int) -> dict[str, Candidate]:
     after = Step(scale.lr, tuple(m - warm for m in scale.standard))
     warmed = replace(begun, schedule=after, epochs=end - warm, start=begun, minimizer=flat)
     first = replace(rfn, schedule=Step(scale.lr), epochs=decay)
-    then_sgd = onwards(first, scale.lr / 10, end - decay, minimizer=None)
+    then_sgd = pilots.onwards(first, scale.lr / 10, end - decay, minimizer=None)
     mean = scale.flat(Minimizer("WASAM", rho, average_from=float(end // 2)), seed)
     found = {
         "SGD stopped early, ensemble": ensemble(early()),
@@ -176,11 +169,6 @@ def winner(lab: Lab) -> str:
     return pilots.most({name: run.at().value for name, run in searched(lab).items()})
 
 
-def questions(scale: Scale) -> tuple[Transfer, Transfer]:
-    """What is asked of a surrogate: success on standard and on robust targets."""
-    return Transfer(scale.attack), Transfer(scale.attack, "robust")
-
-
 def rivals(lab: Lab) -> dict[str, Arm]:
     """SGD, and whom the winner is judged against: those of claim C7, and two that go on from RFN in place of SGD."""
     scale, seeds = lab.scale, lab.seeds[:JUDGED]
@@ -191,8 +179,7 @@ def rivals(lab: Lab) -> dict[str, Arm]:
         specs = [s for s in source.specs[: len(seeds)] if isinstance(s, TrainSpec)]
         if name.endswith(" from RFN"):
             specs = [replace(s, start=pilots.sam(scale, pilots.chosen_rho(lab), s.seed)) for s in specs]
-        epochs, recipe = source.question().epochs, source.question().recipe
-        found[name] = Arm(name, specs, *(At(probe, epochs, recipe) for probe in questions(scale)))
+        found[name] = Arm(name, specs, *source.asked[:2])  # success on standard and on robust targets
     return found
 
 
@@ -204,7 +191,7 @@ def arms(lab: Lab) -> dict[str, Arm]:
     """
     best, seeds = winner(lab), lab.seeds[:JUDGED]
     made = [candidates(lab, seed)[best] for seed in seeds]
-    asked = [At(probe, (made[0].epoch,), made[0].recipe) for probe in questions(lab.scale)]
+    asked = [At(probe, (made[0].epoch,), made[0].recipe) for probe in state_of_the_art.questions(lab.scale)[:2]]
     return by_name(Arm("winner", [c.spec for c in made], *asked)) | rivals(lab)
 
 
@@ -224,14 +211,14 @@ def measure(lab: Lab) -> Better:
     Raises:
         MissingRecord: in replay, the search is not complete.
     """
-    standard, robust = questions(lab.scale)
-    named = winner(lab)
+    standard, robust, *_ = state_of_the_art.questions(lab.scale)
+    named, found = winner(lab), arms(lab)
     return Better(
         named,
         candidates(lab, lab.scale.pilots[0])[named].cost,
         searched(lab),
-        lab.curves(arms(lab), standard, needed=("winner", "SGD", *RIVALS)),
-        lab.curves(arms(lab), robust, needed=("winner", "SGD")),
+        lab.curves(found, standard, needed=("winner", "SGD", *RIVALS)),
+        lab.curves(found, robust, needed=("winner", "SGD")),
         pilots.gates(lab, "C7"),
     )
 

@@ -19,7 +19,7 @@ Every arm is compared with `unchanged` after the same number of passes, paired b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,11 +74,6 @@ def questions(scale: Scale) -> tuple[Probe, ...]:
     return scale.transfer, scale.sharpness, similar(scale)
 
 
-def checkpoint(scale: Scale, seed: int) -> TrainSpec:
-    """The constant-rate run, up to the first decay of the standard schedule."""
-    return replace(scale.surrogate(Step(scale.lr), seed), epochs=min(scale.standard))
-
-
 def runs(lab: Lab, seeds: Sequence[int]) -> dict[str, list[TrainSpec]]:
     """The runs by arm; `averaged` is made of those of `unchanged`.
 
@@ -88,8 +83,7 @@ def runs(lab: Lab, seeds: Sequence[int]) -> dict[str, list[TrainSpec]]:
     scale, whole, rho = lab.scale, length(lab.scale), pilots.chosen_rho(lab)
 
     def onwards(rate: float = scale.lr, epochs: int = whole, **how: Any) -> list[TrainSpec]:
-        starts = [checkpoint(scale, seed) for seed in seeds]
-        return [replace(s, schedule=Step(rate), epochs=epochs, start=s, **how) for s in starts]
+        return [pilots.onwards(pilots.checkpoint(scale, seed), rate, epochs, **how) for seed in seeds]
 
     return {
         LOWER: onwards(scale.lr / TENFOLD),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -61,8 +61,23 @@ def slight(scale: Scale, adversary: Adversary, seed: int) -> TrainSpec:
 
 def lgv(scale: Scale, seed: int) -> TrainSpec:
     """The run whose weights LGV collects (Gubri et al. 2022): from SGD's end, at half its first rate, which stays."""
-    end = scale.flat(None, seed)
-    return replace(end, schedule=Step(scale.lr / 2), epochs=scale.rivals.epochs, start=end, weight_decay=1e-4)
+    return onwards(scale.flat(None, seed), scale.lr / 2, scale.rivals.epochs, weight_decay=1e-4)
+
+
+def onwards(start: TrainSpec, rate: float, epochs: int, **how: Any) -> TrainSpec:
+    """The run that goes on from the end of `start` at a rate that stays; `how` names fields that change."""
+    return replace(start, schedule=Step(rate), epochs=epochs, start=start, **how)
+
+
+def halved(scale: Scale, spec: TrainSpec) -> TrainSpec:
+    """`spec` under the standard schedule in half the epochs, decays included."""
+    sooner = Step(scale.lr, tuple(m / 2 for m in scale.standard))
+    return replace(spec, epochs=scale.epochs // 2, schedule=sooner)
+
+
+def checkpoint(scale: Scale, seed: int) -> TrainSpec:
+    """The run whose rate is constant, up to the first decay of the standard schedule."""
+    return replace(scale.surrogate(Step(scale.lr), seed), epochs=min(scale.standard))
 
 
 # --- arms -----------------------------------------------------------------------------------------------

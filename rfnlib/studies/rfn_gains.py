@@ -118,9 +118,9 @@ def others(lab: Lab) -> dict[str, Arm]:
     usual = {name: m for name, m in pilots.minimizers(scale).items() if name != "SAM"}
     found = [Arm(name, [scale.flat(m, seed) for seed in seeds], at) for name, m in usual.items()]
     whole = [pilots.sam(scale, pilots.chosen_rho(lab), seed) for seed in seeds]
-    half, sooner = scale.epochs // 2, Step(scale.lr, tuple(m / 2 for m in scale.standard))
-    found.append(Arm("RFN, half the epochs", [replace(s, epochs=half, schedule=sooner) for s in whole],
-                     At(scale.transfer, (pilots.late(half), float(half)))))  # fmt: skip
+    shorter = [pilots.halved(scale, spec) for spec in whole]
+    half = float(shorter[0].epochs)
+    found.append(Arm("RFN, half the epochs", shorter, At(scale.transfer, (pilots.late(half), half))))
     return by_name(*found)
 
 

@@ -30,7 +30,7 @@ from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.probes import Probe, Robustness, Transfer
 from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
 from rfnlib.scale import Scale
-from rfnlib.specs import Minimizer, Step, TrainSpec
+from rfnlib.specs import Minimizer, TrainSpec
 from rfnlib.studies import counting, features, pilots
 from rfnlib.transforms import Neighbours
 
@@ -95,7 +95,7 @@ def arms(lab: Lab) -> dict[str, Arm]:
     lgv = [pilots.lgv(scale, seed) for seed in lab.seeds]
 
     def onwards(rate: float, **how: Any) -> list[TrainSpec]:
-        return [replace(s, schedule=Step(rate), epochs=study.epochs, start=s, **how) for s in sgd]
+        return [pilots.onwards(s, rate, study.epochs, **how) for s in sgd]
 
     def used(
         name: str, of: list[TrainSpec], at: float = end, recipe: Recipe | None = None, single: Recipe | None = None
