@@ -131,9 +131,10 @@ def test_sets_differ_in_what_their_names_say():
 
 
 def test_the_plan_asks_pilots_first_and_judged_seeds_alike():
-    asked = list(features.plan(lab_where()))
-    assert asked[0].spec.seed == JUDGED.pilots[0]
-    assert {m.spec.seed for m in asked} == {JUDGED.pilots[0], *JUDGED.seeds}
+    first, last = list(features.plan(lab_where())), list(features.later(lab_where()))
+    asked = [*first, *last]
+    assert first[0].spec.seed == JUDGED.pilots[0]
+    assert {m.spec.seed for m in first} == {JUDGED.pilots[0], *JUDGED.seeds}
     main = [m for arm in features.arms(lab_where()).values() for m in arm.measurements()]
     assert set(main) <= set(asked)
 
@@ -168,7 +169,8 @@ def test_end_to_end_on_a_tiny_scale(tmp_path):
     scale = replace(TINY, surrogates=(Arch("cnn", 4),), seeds=(0,), features=study, rhos=(0.05, 0.2))
     where = {"records_dir": tmp_path / "r", "cache_dir": tmp_path / "c", "weights_dir": tmp_path / "w", "device": "cpu"}
     lab = Lab(scale, "run", **where)
-    for m in (*by_seed(pilots.arms(lab).values()), *features.plan(Lab(scale, "replay", **where))):
+    pilot, view = by_seed(pilots.arms(lab).values()), Lab(scale, "replay", **where)
+    for m in (*pilot, *features.plan(view), *features.later(view)):
         lab.measure(m)
     replay = Lab(scale, "replay", **where)
     found = features.measure(replay)

@@ -147,5 +147,9 @@ def test_every_run_is_attacked_where_it_is_judged(scale):
 
 
 def test_the_plan_goes_seed_by_seed_so_that_work_cut_short_compares():
-    order = [m.spec.seed for m in lr_decay.plan(FakeLab(SCALE))]
+    lab = FakeLab(SCALE)
+    asked, arms = list(lr_decay.plan(lab)), lr_decay.arms(lab)
+    judged = [m for name in lr_decay.judged(lab) for m in arms[name].measurements()]
+    order = [m.spec.seed for m in asked[: len(judged)]]
+    assert set(asked[: len(judged)]) == set(judged), "before the standard schedule"
     assert order == sorted(order) and set(order) == set(SCALE.seeds)

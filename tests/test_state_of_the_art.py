@@ -190,7 +190,7 @@ def test_neither_claim_waits_for_the_records_of_the_other_nor_for_what_is_second
 
 def test_the_plan_begins_with_what_is_judged_and_ends_with_what_is_slow():
     lab = lab_where()
-    asked = list(state_of_the_art.plan(lab))
+    asked = [*state_of_the_art.plan(lab), *state_of_the_art.later(lab)]
     main = state_of_the_art.arms(lab)
     assert asked[: len(main["SGD"].asked)] == main["SGD"].measurements(0)
     assert asked[-len(main["SAM & IR"].asked) :] == main["SAM & IR"].measurements()
@@ -243,7 +243,7 @@ def test_end_to_end_on_a_tiny_scale(tmp_path):
         next(state_of_the_art.plan(Lab(scale, "replay", **where)))
     lab = Lab(scale, "run", **where)
     pilot = by_seed([*pilots.arms(lab).values(), *pilots.rival_arms(lab).values()])
-    for m in (*pilot, *state_of_the_art.plan(lab)):
+    for m in (*pilot, *state_of_the_art.plan(lab), *state_of_the_art.later(lab)):
         lab.measure(m)
     replay = Lab(scale, "replay", **where)
     found = state_of_the_art.measure(replay)

@@ -150,11 +150,17 @@ def by_steps(lab: Lab) -> dict[tuple[int, str], Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """Pilots; the main arms seed by seed; checks of the sets; other ε; other numbers of steps."""
-    yield from by_seed(pilot_arms(lab).values())
-    found = arms(lab)
+    """Pilots and the main arms, seed by seed."""
+    pilot, found = pilot_arms(lab), arms(lab)
+    yield from by_seed(pilot[name] for name in MAIN)
     yield from by_seed(found[name] for name in MAIN)
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """Checks of the sets; the controls; other ε; other numbers of steps."""
+    pilot, found = pilot_arms(lab), arms(lab)
     yield from by_seed(checks(lab).values())
+    yield from by_seed(pilot[name] for name in CONTROLS)
     yield from by_seed(found[name] for name in CONTROLS)
     yield from by_seed(other_eps(lab).values())
     yield from by_seed(by_steps(lab).values())

@@ -54,13 +54,19 @@ def arms(lab: Lab) -> dict[str, Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """The step schedules, seed by seed."""
-    yield from by_seed(arm for arm in arms(lab).values() if isinstance(arm.specs[0].schedule, Step))
+    """The runs that are judged, seed by seed, then the standard schedule."""
+    found, first = arms(lab), judged(lab)
+    yield from by_seed(found[name] for name in first)
+    yield from by_seed(arm for name, arm in found.items() if name not in first and _by_steps(arm))
 
 
 def later(lab: Lab) -> Iterator[Measurement]:
     """The other schedules."""
-    yield from by_seed(arm for arm in arms(lab).values() if not isinstance(arm.specs[0].schedule, Step))
+    yield from by_seed(arm for arm in arms(lab).values() if not _by_steps(arm))
+
+
+def _by_steps(arm: Arm) -> bool:
+    return isinstance(arm.specs[0].schedule, Step)
 
 
 def judged(lab: Lab) -> list[str]:

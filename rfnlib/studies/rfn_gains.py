@@ -146,16 +146,16 @@ def arms(lab: Lab) -> dict[str, Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """SGD, RFN and SAM; the grid of ρ; the main arms under other attacks; sharpness by ρ."""
+    """SGD, RFN and SAM; the grid of ρ."""
     yield from by_seed(main(lab).values())
     yield from by_seed(along(lab).values())
     yield from by_seed(grid(lab).values())
-    yield from chain.from_iterable(by_seed(main(lab, attack=a).values()) for a in other_attacks(lab).values())
-    yield from by_seed(sharp(lab).values())
 
 
 def later(lab: Lab) -> Iterator[Measurement]:
-    """The other minimizers, and the other architectures."""
+    """The main arms under other attacks; sharpness by ρ; the other minimizers, and the other architectures."""
+    yield from chain.from_iterable(by_seed(main(lab, attack=a).values()) for a in other_attacks(lab).values())
+    yield from by_seed(sharp(lab).values())
     yield from by_seed(others(lab).values())
     for arch in lab.scale.surrogates[1:]:
         yield from by_seed(main(lab, arch).values())

@@ -175,15 +175,23 @@ def traded(lab: Lab) -> dict[tuple[str, float], Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """What C7 is judged by; C8; the other surrogates; the trade-off; the slow ones."""
+    """What C7 is judged by, then C8."""
     main, added = arms(lab), grid(lab)
-    first = ["SGD", "RFN", pilots.best_rival(lab)]
-    yield from by_seed(main[name] for name in first)
+    yield from by_seed(main[name] for name in _compared(lab))
     yield from by_seed(arm for (name, _), arm in added.items() if name in JUDGED)
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """The other surrogates, and techniques on them; the trade-off; the slow ones."""
+    main, added, first = arms(lab), grid(lab), _compared(lab)
     yield from by_seed(arm for name, arm in main.items() if name not in (*first, *SLOW))
     yield from by_seed(arm for (name, _), arm in added.items() if name not in JUDGED)
     yield from by_seed(traded(lab).values())
     yield from by_seed(main[name] for name in SLOW)
+
+
+def _compared(lab: Lab) -> tuple[str, ...]:
+    return ("SGD", "RFN", pilots.best_rival(lab))
 
 
 # --- the results ------------------------------------------------------------------------------------------
