@@ -4,13 +4,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from scenes import TINY
 
 import rfnlib
 from rfnlib import __main__ as cli
-from rfnlib import paths, readme, scales, studies
+from rfnlib import paths, readme, scales, status, studies
+from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import At, Measurement
 from rfnlib.specs import Step
 
@@ -49,6 +51,25 @@ def test_run_fills_in_what_status_calls_missing(elsewhere, capsys):
     assert cli.main(["run", "--scale", "smoke", "--device", "cpu", "--workers", "1"]) == cli.DONE
     assert "All 4 measurements of smoke scale are recorded." in capsys.readouterr().out
     assert status()[-1] == ["all", "5", "5", "0"]
+
+
+def test_what_is_left_until_claims_are_judged_counts_each_epoch_and_row_once(tmp_path, monkeypatch):
+    def study(claims: str, epochs: tuple[float, ...], waits: bool = False) -> SimpleNamespace:
+        def plan(lab):
+            if waits:
+                raise MissingRecord("a choice")
+            yield Measurement(lab.scale.surrogate(Step(0.05), 0), At(lab.scale.transfer, epochs))
+
+        return SimpleNamespace(CLAIMS=dict.fromkeys(claims.split()), plan=plan)
+
+    apart = [study("A B", (1.0, 2.0)), study("C", (2.0, 3.0)), study("D", (2.0,), waits=True)]
+    monkeypatch.setattr(studies, "STUDIES", apart)
+    lab = Lab(TINY, "replay", records_dir=tmp_path, cache_dir=tmp_path, weights_dir=tmp_path, device="cpu")
+    left = status.until_judged(lab)
+    assert list(left) == ["A, B", "C"]
+    epoch = TINY.n_train // TINY.batch * TINY.batch  # the third epoch and its row are all that C adds
+    row = left["C"] - epoch
+    assert row > 0 and left["A, B"] > 2 * (epoch + row), "targets are trained and looked at first"
 
 
 @pytest.mark.parametrize(
