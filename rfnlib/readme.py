@@ -11,21 +11,15 @@ import pandas as pd
 
 from rfnlib import addresses, paths, scales, status, studies, words
 from rfnlib.lab import Lab
-from rfnlib.scale import Scale
 from rfnlib.studies import pilots
 
 PASSES_AN_HOUR = 5e6  # of the laptop scale's surrogate, on one core of the processor that its records name
 MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end -->)", re.DOTALL)
 
 
-def judging() -> list[Scale]:
-    """The scales that verdicts can be read at: one seed decides nothing."""
-    return [scale for scale in scales.SCALES.values() if len(scale.seeds) > 1]
-
-
 def claims_table() -> str:
     """The claims as a Markdown table: the paper's number, and at each scale what was found and the verdict."""
-    verdicts = {scale.name: studies.verdicts(Lab(scale, "replay")) for scale in judging()}
+    verdicts = {scale.name: studies.verdicts(Lab(scale, "replay")) for scale in studies.judging()}
     left, rows = _hours_left(), {}
     for name, claim in studies.every_claim().items():
         found = {scale: of[name] for scale, of in verdicts.items() if name in of}
@@ -56,7 +50,7 @@ def _hours_left() -> dict[str, str]:
 def gates_table() -> str:
     """What each scale must pass before anything is judged at it, with its figures."""
     frames = {}
-    for scale in judging():
+    for scale in studies.judging():
         frame = pilots.gate_table(Lab(scale, "replay"))[["found", "passed"]].replace({"passed": {"no": "**no**"}})
         if not any(frame["passed"]):
             frame = pd.DataFrame({"found": "its pilots are not recorded yet", "passed": "–"}, ["all"])

@@ -41,6 +41,7 @@ KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "nam
 WORD = r"(?:supported|contradicted|no effect|inconclusive|not testable)"
 VERDICT = re.compile(rf"^[CQ]\d+[a-z]? {WORD}: .*$", re.MULTILINE)
 # Cells that papermill adds; numbers that we print count those of the committed notebook.
+SCALE = re.compile(r'^(scale: str = )"\w+"', re.MULTILINE)  # as committed notebooks say it
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
@@ -186,9 +187,12 @@ def _fill(
 def refresh(only: str | Sequence[str] | None = None) -> None:
     """Re-execute the committed notebooks in place, in replay, leaving nothing of this machine.
 
-    A notebook is written only when all of it ran, so an error leaves the file as it was.
+    Each at the scale that the records decide most at, `studies.decided_at`. A notebook is written only when all of it
+    ran, so an error leaves the file as it was.
     """
     from nbclient import NotebookClient
+
+    from rfnlib import studies
 
     for notebook in find_notebooks(only):
         mode = check_parameters(notebook, {})["mode"]
@@ -200,6 +204,8 @@ def refresh(only: str | Sequence[str] | None = None) -> None:
         print(f"{notebook.stem} ...", end=" ", flush=True)
         start = time.monotonic()
         content = nbformat.read(notebook, as_version=4)
+        (cell,) = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
+        cell.source = SCALE.sub(rf'\g<1>"{studies.decided_at(notebook.stem)}"', cell.source)
         client = NotebookClient(
             content,
             kernel_name=KERNELSPEC["name"],
@@ -250,8 +256,9 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """
     from papermill import inspect_notebook  # here: it takes a second to import
 
-    defaults = {}
+    defaults, annotated = {}, {}
     for name, about in inspect_notebook(notebook).items():
+        annotated[name] = about["inferred_type_name"]
         try:
             defaults[name] = ast.literal_eval(about["default"])
         except (SyntaxError, ValueError):
@@ -266,10 +273,12 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]
                 f"{', '.join(defaults) or 'nothing'}, and must define {', '.join(PARAMETERS)}."
             )
     for name, value in given.items():
-        if not _like(value, defaults[name]):
+        default = defaults[name]
+        if default is None and type(value).__name__ != annotated[name]:
+            raise ValueError(f"{name} is {value!r} ({_type(value)}); {notebook.name} takes {annotated[name]}.")
+        if default is not None and not _like(value, default):
             raise ValueError(
-                f"{name} is {value!r} ({_type(value)}); {notebook.name} takes "
-                f"{_type(defaults[name])}, such as {defaults[name]!r}."
+                f"{name} is {value!r} ({_type(value)}); {notebook.name} takes {_type(default)}, such as {default!r}."
             )
     if (mode := given.get("mode", defaults["mode"])) not in MODES:
         raise ValueError(f"mode is {mode!r}; it can be {' or '.join(map(repr, MODES))}.")

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from rfnlib import addresses
+from rfnlib import addresses, studies
 from rfnlib.lab import Lab
 from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
 
@@ -86,12 +86,8 @@ def test_format(path):
 def test_parameters(path):
     tagged = [cell for cell in read(path).cells if "parameters" in tags(cell)]
     assert len(tagged) == 1, "one cell has the tag 'parameters'"
-    assigned = {
-        node.targets[0].id if isinstance(node, ast.Assign) else node.target.id: node.value
-        for node in ast.parse(tagged[0].source).body
-    }
-    assert set(PARAMETERS) <= set(assigned)
-    values = {name: ast.literal_eval(value) for name, value in assigned.items()}
+    values = parameters(path)
+    assert set(PARAMETERS) <= set(values)
     assert values["mode"] == "replay", "what is committed must run anywhere, in seconds"
     assert not any("injected-parameters" in tags(cell) for cell in read(path).cells)
 
@@ -101,11 +97,23 @@ def test_first_cell_of_code_is_the_one_that_colab_needs(path):
     assert cells(path, "code")[0].source == addresses.first_cell(), "run `python -m rfnlib readme`"
 
 
+def parameters(path: Path) -> dict:
+    (cell,) = (cell for cell in cells(path, "code") if "parameters" in tags(cell))
+    return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+
+
+@each_notebook
+def test_is_committed_at_the_scale_that_decides_most(path):
+    assert parameters(path)["scale"] == studies.decided_at(path.stem), "run `make notebooks`"
+
+
 def test_all_replay_the_same_records():
-    """One command refreshes them together, so they say alike what they rest on."""
-    said = {path.name: re.findall(r"^\w+ scale: .*records .*$", printed(path), re.MULTILINE) for path in NOTEBOOKS}
-    assert all(len(lines) == 1 for lines in said.values()), said
-    assert len({lines[0] for lines in said.values()}) == 1, f"run `make notebooks`: {said}"
+    """One command refreshes them together, so those of one scale say alike what they rest on."""
+    found = defaultdict(set)
+    for path in NOTEBOOKS:
+        (said,) = re.findall(r"^(\w+) scale: (.*records .*)$", printed(path), re.MULTILINE)
+        found[said[0]].add(said[1])
+    assert all(len(lines) == 1 for lines in found.values()), f"run `make notebooks`: {found}"
 
 
 @each_notebook
@@ -202,7 +210,7 @@ def run_live(path: Path, scale: str) -> None:
     """Run it at a scale, after the imports that the notebook begins with."""
     text = "\n".join(cell.source for cell in cells(path, "code")[1:])
     imports = re.findall(r"^(?:from|import) .+$", text, re.MULTILINE)
-    names = {"scale": scale, "seeds": [0], "lab": Lab(scale, device="cpu")}
+    names = {"scale": scale, "lab": Lab(scale, device="cpu")}
     exec("\n".join([*imports, live(path).source]), names)
 
 
@@ -210,11 +218,14 @@ def run_live(path: Path, scale: str) -> None:
 def test_a_live_cell_shows_what_is_committed_or_says_why_it_cannot(path, capsys, monkeypatch, tmp_path):
     assert 'zoo.load(f"{scale}/' in live(path).source and code_lines(live(path).source) <= 7
     run_live(path, "smoke")
-    here, committed = capsys.readouterr().out, "".join(output.text for output in live(path).outputs)
-    assert NUMBER.sub("", here) == NUMBER.sub("", committed) and len(NUMBER.findall(here)) > 4
-    assert [float(n) for n in NUMBER.findall(here)] == pytest.approx(  # another machine may round otherwise
-        [float(n) for n in NUMBER.findall(committed)], rel=0.02, abs=3
-    )
+    here = capsys.readouterr().out
+    assert len(NUMBER.findall(here)) > 4
+    if parameters(path)["scale"] == "smoke":  # another scale's images may not be here
+        committed = "".join(output.text for output in live(path).outputs)
+        assert NUMBER.sub("", here) == NUMBER.sub("", committed)
+        assert [float(n) for n in NUMBER.findall(here)] == pytest.approx(  # another machine may round otherwise
+            [float(n) for n in NUMBER.findall(committed)], rel=0.02, abs=3
+        )
     monkeypatch.setenv("RFN_DATA", str(tmp_path))
     run_live(path, "laptop")
     assert capsys.readouterr().out.startswith("Nothing is computed here: CIFAR-10 was not found")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from rfnlib import paths
+from rfnlib import paths, studies
 from rfnlib.reproduce import FINISHED, KERNELSPEC, check_parameters, find_notebooks, refresh, reproduce
 
 PARAMETERS = 'mode = "replay"  # replay | run\nscale = "laptop"\nseeds = [0, 1]\ndevice = "auto"'
@@ -113,7 +113,7 @@ def test_a_second_one_in_the_same_folder_is_refused_and_takes_nothing(folder, tm
 ENDLESS = """
 import sys
 from pathlib import Path
-from rfnlib import paths
+from rfnlib import paths, studies
 paths.root = lambda: Path(sys.argv[1])
 from rfnlib.__main__ import main
 sys.exit(main(["reproduce", "--scale", "laptop", "--mode", "replay"]))
@@ -189,6 +189,10 @@ def test_a_notebook_with_other_parameters_stops_the_run(folder, tmp_path, parame
 def test_a_parameter_that_no_notebook_has_is_refused(folder):
     path = write(folder, "01_one.ipynb", "pass")
     assert check_parameters(path, {"mode": "run"})["seeds"] == [0, 1]
+    path = write(folder, "02_two.ipynb", parameters=PARAMETERS.replace("seeds = [0, 1]", "seeds: list = None"))
+    assert check_parameters(path, {"seeds": [3]})["seeds"] is None
+    with pytest.raises(ValueError, match=r"seeds is 3 \(int\); 02_two.ipynb takes list\."):
+        check_parameters(path, {"seeds": 3})
     with pytest.raises(ValueError, match="no parameter 'sede'"):
         check_parameters(path, {"sede": [0]})
 
@@ -205,7 +209,7 @@ def test_notebooks_are_found_in_numeric_order_or_refused(folder):
         find_notebooks()
 
 
-def test_refresh_rewrites_in_place_or_not_at_all(folder):
+def test_refresh_rewrites_in_place_or_not_at_all(folder, monkeypatch):
     source = "import os\nprint(mode, os.environ['RFN_QUIET'])"
     path = write(folder, "01_one.ipynb", source)
     refresh()
@@ -214,6 +218,13 @@ def test_refresh_rewrites_in_place_or_not_at_all(folder):
     assert [c.execution_count for c in content.cells if c.cell_type == "code"] == [1, 2]
     assert content.metadata == {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
     assert all("execution" not in cell.metadata for cell in content.cells)
+
+    monkeypatch.setattr(studies, "decided_at", {"01_one": "paper"}.get)
+    typed = PARAMETERS.replace('scale = "laptop"', 'scale: str = "smoke"  # a comment')
+    write(folder, "01_one.ipynb", "print(scale)", parameters=typed)
+    refresh()
+    content = nbformat.read(path, as_version=4)
+    assert content.cells[-1].outputs[0].text == "paper\n" and '"paper"  # a comment' in content.cells[1].source
 
     write(folder, "01_one.ipynb", source, parameters=PARAMETERS.replace("replay", "run", 1))
     before = path.read_bytes()

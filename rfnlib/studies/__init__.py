@@ -20,10 +20,11 @@ from typing import Protocol
 
 import pandas as pd
 
-from rfnlib import words
+from rfnlib import scales, words
 from rfnlib.claims import WORDS, Claim, Verdict, holm
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Measurement
+from rfnlib.scale import Scale
 from rfnlib.studies import (
     better_surrogate,
     features,
@@ -95,6 +96,23 @@ def of(claim: str) -> ModuleType:
             return study
     every = [*every_claim(), *every_claim(BEYOND)]
     raise LookupError(f"no study judges {claim!r}; there are {', '.join(every)}.")
+
+
+def judging() -> list[Scale]:
+    """The scales that verdicts can be read at: one seed decides nothing."""
+    return [scale for scale in scales.SCALES.values() if len(scale.seeds) > 1]
+
+
+def decided_at(notebook: str) -> str:
+    """The name of the scale that a notebook is committed at.
+
+    It is the one whose records decide most of its study's claims, of all claims for a notebook that has no study; the
+    larger of equal ones; and "smoke" while no judging scale decides any.
+    """
+    own = [study for study in (*STUDIES, *BEYOND) if notebook == study.NOTEBOOK] or STUDIES
+    decided = {scale.name: len(verdicts(Lab(scale, "replay"), own)) for scale in judging()}
+    most = max(decided.values())
+    return [name for name, n in decided.items() if n == most][-1] if most else scales.SMOKE.name
 
 
 # --- what is found --------------------------------------------------------------------------------------
