@@ -41,19 +41,27 @@ def test_a_how_to_runs_as_printed_in_order(page, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out, "it shows something"
 
 
-def test_verdicts_by_hand_are_those_of_the_library(capsys):
-    """Of the recorded smoke scale the differences, and of made-up tables of five seeds the words and intervals."""
+@pytest.mark.parametrize("scale", ["smoke", "laptop"])
+def test_verdicts_by_hand_are_those_of_the_library(scale, capsys):
+    """Of all that is recorded the differences; and of made-up tables of five seeds the words and intervals."""
     (page,) = (page for page in PAGES if page.stem == "recompute-verdicts")
     names: dict = {}
     for block in code(page):
-        exec(compile(block, page.name, "exec"), names)
-    told = dict(re.findall(r"^(C\d)[^+\n-]* ([+-]\d+\.\d) ", capsys.readouterr().out, re.MULTILINE))
-    ours = {claim: verdict.estimates[-1].value for claim, (verdict, _) in studies.verdicts(Lab("smoke")).items()}
+        try:
+            exec(compile(block.replace('"smoke"  ', f'"{scale}"  '), page.name, "exec"), names)
+        except (ValueError, AttributeError):
+            assert scale == "laptop", "a claim that is not recorded yet"
+    said = re.findall(r"^(C\d)[^+\n-]* ([+-]\d+\.\d) (\w+(?: effect)?)$", capsys.readouterr().out, re.MULTILINE)
+    verdicts = {claim: verdict for claim, (verdict, _) in studies.verdicts(Lab(scale, "replay")).items()}
+    ours = {claim: 100 * verdict.estimates[-1].value for claim, verdict in verdicts.items()}
+    told = {claim: float(value) for claim, value, _ in said if claim in ours}  # the last of C2's two
     assert told.keys() == ours.keys() - {"C3"}
-    assert {claim: float(value) for claim, value in told.items()} == pytest.approx(
-        {claim: 100 * value for claim, value in ours.items() if claim != "C3"}, abs=0.051
-    )
-    assert np.exp(names["drop"].mean()) == pytest.approx(np.exp(ours["C3"]))
+    assert told == pytest.approx({claim: ours[claim] for claim in told}, abs=0.051)
+    for claim, _, word in said:
+        if claim in told and claim not in ("C2", "C7") and verdicts[claim].word != "not testable":
+            assert word == verdicts[claim].word
+    if "C3" in ours:
+        assert names["drop"].mean() == pytest.approx(ours["C3"] / 100)
     words = set()
     for seed in range(60):
         drawn = np.random.default_rng(seed)
