@@ -56,7 +56,8 @@ def test_the_summary_names_each_claim_once_and_what_it_rests_on(found):
 def test_gates_that_fail_are_named_in_the_summary(found):
     said = studies.summary(FakeLab(SCALE, peaked, training=lambda name: 0.9), found)
     assert "Of 7 gates 6 are passed; not passed: fit." in said
-    assert "Nothing is decided" in studies.summary(FakeLab(SCALE, peaked), {"C4": found["C4"]})
+    alone = {claim: studies.summary(FakeLab(SCALE, peaked), {claim: found[claim]}) for claim in ("C4", "C5")}
+    assert "of C4 an effect that matters is ruled out." in alone["C4"] and "Nothing is decided" in alone["C5"]
     assert studies.summary(FakeLab(SCALE, peaked, missing=("pilot SGD",)), {}).endswith("not measured yet.")
 
 

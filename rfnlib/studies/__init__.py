@@ -189,7 +189,7 @@ def summary(lab: Lab, verdicts: Judged) -> str:
     if estimates:
         least = {what: min([n for e in estimates if (n := getattr(e, f"{what}s"))], default=0) for what in BASIS}
         text.append(f"They rest on at least {words.listed([words.count(n, what) for what, n in least.items() if n])}.")
-        text.append(_surviving([v for v in found.values() if v.word in ("supported", "contradicted")]))
+        text.append(_surviving(list(found.values())))
     try:
         gates = pilots.gates(lab)
     except MissingRecord:
@@ -199,8 +199,11 @@ def summary(lab: Lab, verdicts: Judged) -> str:
     return " ".join([*text, f"Of {words.count(len(gates), 'gate')} {len(gates) - len(failed)} are passed{but}."])
 
 
-def _surviving(decided: list[Verdict]) -> str:
-    if not decided:
+def _surviving(found: list[Verdict]) -> str:
+    if not (decided := [v for v in found if v.word in ("supported", "contradicted")]):
+        if ruled_out := [v.claim.id for v in found if v.word == "no effect"]:
+            of = words.listed(ruled_out)
+            return f"None is supported or contradicted; of {of} an effect that matters is ruled out."
         return "Nothing is decided: no claim is supported or contradicted."
     kept = words.listed([v.claim.id for v in decided if v.survives] or ["none"])
     of = f"{len(every_claim())} claims there stay, of those supported or contradicted"
