@@ -141,6 +141,19 @@ def literal_bars(app, what, name, obj, options, lines) -> None:
     lines[:] = [re.sub(r"(?<![\w`*])(\|(?=\w+\|)|\*(?=\w+\)))", r"\\\1", line) for line in lines]
 
 
+def literal_commands(app, what, name, obj, options, lines) -> None:
+    """What one types at a prompt is code, in which two hyphens stay two; else it would be a quotation."""
+    for i in range(len(lines) - 1, 0, -1):
+        if not lines[i - 1] and re.match(r"    (python -m|RFN_)", lines[i]):
+            lines[i:i] = ["::", ""]
+
+
+def untyped(app, what, name, obj, options, lines) -> None:
+    """What stands before a colon in the docstring of an attribute is no type of it; napoleon reads no second line."""
+    if what in ("attribute", "data", "property") and lines:
+        lines[:1] = lines[0].replace(": ", ":\n", 1).split("\n")
+
+
 def add_contents(app, docname, source) -> None:
     """The README is the front page, and GitHub shows it too: so its table of contents is added here."""
     if docname == root_doc:
@@ -196,7 +209,8 @@ def setup(app) -> None:
     """Connect all that to Sphinx."""
     write_reference()
     app.add_domain(Python, override=True)
-    app.connect("autodoc-process-docstring", literal_bars)
+    for mend in (literal_bars, literal_commands, untyped):
+        app.connect("autodoc-process-docstring", mend, priority=400)  # before napoleon
     app.connect("source-read", add_contents)
     app.connect("doctree-read", describe_figures)
     app.connect("html-page-context", mend_lists, priority=900)  # after the theme, which makes the tree

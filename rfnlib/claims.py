@@ -2,11 +2,13 @@
 
 Each claim has one primary difference, named before anything was measured, and a margin: how much would matter.
 
-    supported      its 95 % interval lies above 0
-    contradicted   its 95 % interval lies below 0
-    no effect      its 90 % interval lies within ± margin (two one-sided tests, Schuirmann 1987)
-    inconclusive   none of these, or one seed, whose luck no interval covers
-    not testable   a gate failed: training at this scale is not what the claim is about
+============  ===========================================================================
+supported     its 95 % interval lies above 0
+contradicted  its 95 % interval lies below 0
+no effect     its 90 % interval lies within ± margin (two one-sided tests, Schuirmann 1987)
+inconclusive  none of these, or one seed, whose luck no interval covers
+not testable  a gate failed: training at this scale is not what the claim is about
+============  ===========================================================================
 
 Gates come first, then the words in this order. Holm's correction over all claims stands beside each verdict.
 """
