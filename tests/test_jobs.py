@@ -16,7 +16,7 @@ import psutil
 import pytest
 from scenes import TINY
 
-from rfnlib import costs, jobs, paths, studies, training, workers
+from rfnlib import costs, jobs, paths, probes, studies, training, workers
 from rfnlib.lab import Lab
 from rfnlib.measurements import At, Measurement
 from rfnlib.specs import Adversary, Minimizer, Step
@@ -107,6 +107,23 @@ def test_runs_on_another_cut_are_looked_for_under_its_digest(tmp_path, monkeypat
     assert len(costs.Ledger(lab).left(m)) == len(before) - 1
     jobs.Todo(lab).prune()
     assert first.path.exists()
+
+
+def test_a_pace_is_taken_of_a_cores_own_time(tmp_path, monkeypatch):
+    """What waits meanwhile, for other processes or a disk, is no property of the machine."""
+    lab, seen, nap = lab_in(tmp_path), [], 3.0
+    (tmp_path / "slow_disk.py").write_text(
+        "import time\nfrom rfnlib import probes\nrow = probes.Clean.row\n"
+        f"probes.Clean.row = lambda *about: time.sleep({nap}) or row(*about)\n"
+    )
+    monkeypatch.setenv("RFN_EXTENSIONS", "slow_disk")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(probes.Clean, "row", probes.Clean.row)  # at the end as it was, for this process loads it too
+    monkeypatch.setattr(costs.Pace, "observe", lambda self, units, seconds: seen.append(seconds))
+    monkeypatch.setattr(studies, "plan", lambda lab, claims=None: [lab.scale.clean(lab.scale.targets[0])])
+    assert jobs.run(lab, workers=1, say=lambda line: None).complete
+    assert len(seen) == 1 and 0 < seen[0] < nap
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing(alone, tmp_path, monkeypatch):
