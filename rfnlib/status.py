@@ -28,7 +28,7 @@ def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) ->
     table = [("", "rows", "recorded", "missing", "about")]
     for label, rows, missing, units in every:
         table.append((label, *_counts(rows, missing), duration(pace.seconds(units)) if missing else ""))
-    rows, missing = (sum(counts) for counts in ([n for _, n, _, _ in every], [n for _, _, n, _ in every]))
+    rows, missing = sum(rows for _, rows, *_ in every), sum(missing for _, _, missing, _ in every)
     units = [unit for *_, left in every for unit in left]
     seconds = pace.seconds(units)
     table.append(("all", *_counts(rows, missing), duration(seconds) if missing else ""))
