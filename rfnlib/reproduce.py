@@ -8,7 +8,6 @@ re-executes the committed notebooks in place, with the parameters that they are 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import logging
@@ -33,15 +32,13 @@ from rfnlib import paths
 if TYPE_CHECKING:
     from rfnlib.scale import Scale
 
-PARAMETERS = ("mode", "scale", "seeds", "device")
-MODES = ("replay", "run")
 FINISHED = "finished"  # lies in a folder whose notebooks have all been run
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WORD = r"(?:supported|contradicted|no effect|inconclusive|not testable)"
 VERDICT = re.compile(rf"^[CQ]\d+[a-z]? {WORD}: .*$", re.MULTILINE)
-# Cells that papermill adds; numbers that we print count those of the committed notebook.
 SCALE = re.compile(r'^(scale: str = )"\w+"', re.MULTILINE)  # as committed notebooks say it
+# Cells that papermill adds; numbers that we print count those of the committed notebook.
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 
 
@@ -96,7 +93,7 @@ def reproduce(
             notebook does not have, a value of another type than the notebook's own, an `only`
             that matches nothing, or a folder that another process is at work in.
     """
-    from rfnlib import scales  # here, so that the process that runs one notebook stays small
+    from rfnlib import parameters, scales  # here, so that the process that runs one notebook stays small
 
     wanted = scales.get(scale)
     seeds = wanted.seeds if seeds is None else seeds
@@ -104,7 +101,7 @@ def reproduce(
     given = {"mode": mode, "scale": scale, "seeds": seeds, "device": device}
     notebooks = find_notebooks(only)
     for notebook in notebooks:
-        check_parameters(notebook, given)
+        parameters.defaults(notebook, given)
 
     folder = Path(out).resolve() if out else paths.root() / "build" / scale
     with _alone(folder):
@@ -192,10 +189,10 @@ def refresh(only: str | Sequence[str] | None = None) -> None:
     """
     from nbclient import NotebookClient
 
-    from rfnlib import studies
+    from rfnlib import parameters, studies
 
     for notebook in find_notebooks(only):
-        mode = check_parameters(notebook, {})["mode"]
+        mode = parameters.defaults(notebook)["mode"]
         if mode != "replay":
             raise ValueError(
                 f"{notebook.name} has mode = {mode!r}; committed notebooks replay, so set "
@@ -246,58 +243,6 @@ def find_notebooks(only: str | Sequence[str] | None = None) -> list[Path]:
             raise ValueError(f"No notebook begins with {wanted!r}; there are {names}.")
         chosen |= matching
     return [path for path in found if path in chosen]
-
-
-def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse what `notebook` would not take; return its own parameters with their defaults.
-
-    Raises:
-        ValueError: for a parameter it lacks, or a value whose type is not the default's.
-    """
-    from papermill import inspect_notebook  # here: it takes a second to import
-
-    defaults, annotated = {}, {}
-    for name, about in inspect_notebook(notebook).items():
-        annotated[name] = about["inferred_type_name"]
-        try:
-            defaults[name] = ast.literal_eval(about["default"])
-        except (SyntaxError, ValueError):
-            raise ValueError(
-                f"{notebook.name}: the parameter {name} = {about['default']} must be a literal, "
-                "because nothing can be put in its place otherwise."
-            ) from None
-    for name in (*PARAMETERS, *given):
-        if name not in defaults:
-            raise ValueError(
-                f"{notebook.name} has no parameter {name!r}: its cell tagged 'parameters' defines "
-                f"{', '.join(defaults) or 'nothing'}, and must define {', '.join(PARAMETERS)}."
-            )
-    for name, value in given.items():
-        default = defaults[name]
-        if default is None and type(value).__name__ != annotated[name]:
-            raise ValueError(f"{name} is {value!r} ({_type(value)}); {notebook.name} takes {annotated[name]}.")
-        if default is not None and not _like(value, default):
-            raise ValueError(
-                f"{name} is {value!r} ({_type(value)}); {notebook.name} takes {_type(default)}, such as {default!r}."
-            )
-    if (mode := given.get("mode", defaults["mode"])) not in MODES:
-        raise ValueError(f"mode is {mode!r}; it can be {' or '.join(map(repr, MODES))}.")
-    return defaults
-
-
-def _like(value: Any, default: Any) -> bool:
-    """Whether `value` has exactly the type of `default`; lists also that of its items."""
-    if type(value) is not type(default):  # not isinstance: True is no seed
-        return False
-    if isinstance(default, list):
-        return bool(value) and all(type(item) is type(default[0]) for item in value if default)
-    return True
-
-
-def _type(value: Any) -> str:
-    if isinstance(value, list):
-        return f"list of {'/'.join(sorted({_type(item) for item in value})) or 'nothing'}"
-    return type(value).__name__
 
 
 def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]) -> Result:

@@ -19,7 +19,8 @@ from nbconvert import HTMLExporter
 
 from rfnlib import addresses, studies
 from rfnlib.lab import Lab
-from rfnlib.reproduce import KERNELSPEC, PARAMETERS, VERDICT
+from rfnlib.parameters import PARAMETERS
+from rfnlib.reproduce import KERNELSPEC, VERDICT
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"

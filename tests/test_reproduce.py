@@ -15,7 +15,8 @@ import pytest
 from filelock import FileLock
 
 from rfnlib import paths, studies
-from rfnlib.reproduce import FINISHED, KERNELSPEC, check_parameters, find_notebooks, refresh, reproduce
+from rfnlib.parameters import defaults
+from rfnlib.reproduce import FINISHED, KERNELSPEC, find_notebooks, refresh, reproduce
 
 PARAMETERS = 'mode = "replay"  # replay | run\nscale = "laptop"\nseeds = [0, 1]\ndevice = "auto"'
 
@@ -114,6 +115,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from rfnlib import paths, studies
+from rfnlib.parameters import defaults
 paths.root = lambda: Path(sys.argv[1])
 from rfnlib.__main__ import main
 sys.exit(main(["reproduce", "--scale", "laptop", "--mode", "replay"]))
@@ -188,13 +190,13 @@ def test_a_notebook_with_other_parameters_stops_the_run(folder, tmp_path, parame
 
 def test_a_parameter_that_no_notebook_has_is_refused(folder):
     path = write(folder, "01_one.ipynb", "pass")
-    assert check_parameters(path, {"mode": "run"})["seeds"] == [0, 1]
+    assert defaults(path, {"mode": "run"})["seeds"] == [0, 1]
     path = write(folder, "02_two.ipynb", parameters=PARAMETERS.replace("seeds = [0, 1]", "seeds: list = None"))
-    assert check_parameters(path, {"seeds": [3]})["seeds"] is None
+    assert defaults(path, {"seeds": [3]})["seeds"] is None
     with pytest.raises(ValueError, match=r"seeds is 3 \(int\); 02_two.ipynb takes list\."):
-        check_parameters(path, {"seeds": 3})
+        defaults(path, {"seeds": 3})
     with pytest.raises(ValueError, match="no parameter 'sede'"):
-        check_parameters(path, {"sede": [0]})
+        defaults(path, {"sede": [0]})
 
 
 def test_notebooks_are_found_in_numeric_order_or_refused(folder):
