@@ -31,11 +31,15 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.scale import Scale
 
-# BLAS and OpenMP read these when they are loaded. What else Dask would set there, glibc's trim threshold, makes torch
-# ask the system for every tensor anew, so it is left out.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# Read when BLAS, OpenMP and glibc are loaded. glibc keeps what torch frees for its next tensors: asking the system for
+# the pages of large ones anew took up to a fifth of an attack's time, and under Dask's own trim threshold half of it.
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 SETTINGS = {
-    "distributed.nanny.pre-spawn-environ": ONE_THREAD,
+    "distributed.nanny.pre-spawn-environ": ENVIRONMENT,
     "distributed.scheduler.allowed-failures": 20,  # work that was killed goes on from its states, so try again
     "distributed.scheduler.work-stealing": False,  # nobody is given more than one thing to do
     "distributed.comm.timeouts.connect": "60s",
