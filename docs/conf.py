@@ -180,11 +180,12 @@ def without_list(signature: re.Match) -> str:
 
 
 def mend_lists(app, page, template, context, doctree) -> None:
-    """What others write in a way that screen readers stumble over."""
+    """What others write in a way that screen readers stumble over, or narrow screens."""
     tree = context["furo_navigation_tree"]  # its captions are headings of no level
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if page.startswith("docs/api/"):  # a signature of several lines is a list of definitions that define nothing
-        context["body"] = re.sub('<dt class="sig.*?</dt>', without_list, context["body"], flags=re.DOTALL)
+        body = re.sub('<dt class="sig.*?</dt>', without_list, context["body"], flags=re.DOTALL)
+        context["body"] = re.sub(r"<h1>\S+", lambda title: re.sub("([._])", r"\1<wbr>", title[0]), body)  # for phones
     if page.startswith("_modules/rfnlib/"):  # what another module offers too leads back to where it is defined
 
         def home(link: re.Match) -> str:
