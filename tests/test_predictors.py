@@ -105,3 +105,5 @@ def test_networks_are_joined_by_their_weights_each_once(tmp_path):
     assert row["cosine"] == pytest.approx(np.mean(record["cosines"][:2])) and row["epoch"] == 2
     curve = lab.read(Arm("decay", [decay], At(scale.transfer, (2.0,))))
     assert row["success"] == pytest.approx(curve.at(2.0).value)
+    with pytest.raises(MissingRecord, match="constant: sharpness"):  # claim C3 looks at more of its epochs
+        predictors.measure(Lab(scale, "replay", device="cpu", **folders))

@@ -6,7 +6,8 @@ either after a least-squares line on those of z. Intervals are percentiles of a 
 networks of one run are no independent draws. A network that several runs pass through counts once, for one of them:
 those before a decay belong to the run whose rate stays.
 
-It reads records, and computes nothing.
+It reads records, and computes nothing; and nothing is shown before all seeds of the runs that claim C3 compares are
+there, which most networks belong to.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rfnlib import keys, probes, records, transfer, words
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.probes import Probe
-from rfnlib.studies import interventions, rfn_gains
+from rfnlib.studies import interventions, lr_decay, rfn_gains, sharpness_drop
 
 MEASURES = {
     **words.MEASURES,
@@ -227,5 +228,10 @@ class Predictors:
 
 
 def measure(lab: Lab) -> Predictors:
-    """All networks of judged seeds whose success is recorded with a measure."""
+    """All networks of judged seeds whose success is recorded with a measure.
+
+    Raises:
+        MissingRecord: in replay, the sharpness of a run that claim C3 compares is not recorded.
+    """
+    lab.shown(sharpness_drop.arms(lab), needed=lr_decay.judged(lab))
     return Predictors(networks(lab))
