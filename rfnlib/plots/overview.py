@@ -25,7 +25,8 @@ def verdicts(found: Sequence[Verdict]) -> Figure:
         figure, axis = plt.subplots(figsize=(style.WIDTH, 0.42 * len(rows) + 0.9))
         axis.axvspan(-1, 1, color="0.93", linewidth=0, zorder=0)
         axis.axvline(0, color="0.5", linewidth=0.8)
-        reach = max([3.0, *(1.3 * abs(e.value) / v.claim.margin for v, _, e in rows)])
+        spans = [(max(-e.low, e.high) / v.claim.margin, abs(e.value) / v.claim.margin) for v, _, e in rows]
+        reach = max([3.0, *(min(1.05 * end, 2 * value + 3) for end, value in spans)])
         for y, (v, _, e) in enumerate(rows):
             colour, unit = COLOURS.get(v.word, style.GREY), v.claim.margin
             low, high = np.clip([e.low / unit, e.high / unit], -reach, reach)
