@@ -42,6 +42,7 @@ BASIS = ("seed", "target", "image")  # what verdicts rest on
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
 # Questions that the paper leaves open. All of them come after its claims, and Holm's correction of each goes by itself.
 BEYOND: list[ModuleType] = [why, better_surrogate, threat_model]
+EXPLORE = "09_explore"  # a notebook that shows arms of other studies
 
 Judged = Mapping[str, tuple[Verdict, str]]  # by claim: its verdict, and its headline
 
@@ -106,10 +107,11 @@ def judging() -> list[Scale]:
 def decided_at(notebook: str) -> str:
     """The name of the scale that a notebook is committed at.
 
-    It is the one whose records decide most of its study's claims, of all claims for a notebook that has no study; the
-    larger of equal ones; and "smoke" while no judging scale decides any.
+    It is the one whose records decide most of its study's claims (of claims C4 to C6 for notebook 09, which shows their
+    arms; of all for notebook 00); the larger of equal ones; and "smoke" while no judging scale decides any.
     """
-    own = [study for study in (*STUDIES, *BEYOND) if notebook == study.NOTEBOOK] or STUDIES
+    about = rfn_gains.NOTEBOOK if notebook == EXPLORE else notebook
+    own = [study for study in (*STUDIES, *BEYOND) if about == study.NOTEBOOK] or STUDIES
     decided = {scale.name: len(verdicts(Lab(scale, "replay"), own)) for scale in judging()}
     most = max(decided.values())
     return [name for name, n in decided.items() if n == most][-1] if most else scales.SMOKE.name
