@@ -33,8 +33,9 @@ CLAIMS = claims.by_id(
         margin=0.02,
         answer="success {peaks|does not peak|stays the same} after the decay of the learning rate",
         follows=(
-            "Train a surrogate by SGD until shortly after a decay of the learning rate, and no further: that the rate "
-            "decays matters more than when. What changes in the network then is the question of notebook 03.",
+            "Train a surrogate by SGD until shortly after a decay of the learning rate, and no further; how much it "
+            "matters when that decay is, notebook 02 shows decay by decay. What changes in the network then is the "
+            "question of notebook 03.",
             "Stopping shortly after a decay of the learning rate is no rule for training a surrogate at this scale; "
             "what the paper builds on it, flatness included, needs another reason.",
             "For transfer it does not matter at this scale whether training stops after a decay of the learning rate "
