@@ -309,6 +309,8 @@ class Lab:
     ) -> Path:
         """Put a network among the released weights, rounded as it was measured: `zoo.load` then has it by its name.
 
+        One that is there already is compared with the records once more, and stays.
+
         Args:
             epoch: None: the last one. What is released needs no training to be measured again.
             name: such as "rfn-0"; empty: after the spec.
@@ -330,7 +332,7 @@ class Lab:
         digests = {row["weights"] for row in rows if row and row["snapshot"] == behind}
         if not digests:
             raise MissingRecord(f"nothing is recorded of {spec.short_name} at epoch {epoch:g}; measure it first.")
-        (subject,) = self._trained(spec, [epoch], recipe)
+        (subject,) = self._networks(spec, [epoch], recipe)
         if digests != {subject.digest}:
             raise records.BadRecord(
                 f"{spec.short_name} at epoch {epoch:g} was recorded with the weights {', '.join(sorted(digests))} and "
