@@ -79,7 +79,8 @@ def schedules(found: Peak) -> Figure:
             if k % columns == 0:
                 axis.set_ylabel("success, %")
                 below.set_ylabel("rate")
-        _aligned(figure.add_subplot(grid[divmod(len(found.curves), columns)]), found)
+        row, column = divmod(len(found.curves), columns)
+        _aligned(figure.add_subplot(grid[row, column if column else slice(None)]), found)
         figure.supxlabel("epoch", fontsize=style.STYLE["axes.labelsize"])
     return figure
 
