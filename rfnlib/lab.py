@@ -309,7 +309,7 @@ class Lab:
     ) -> Path:
         """Put a network among the released weights, rounded as it was measured: `zoo.load` then has it by its name.
 
-        One that is there already is compared with the records once more, and stays.
+        The recorded network stays where it is there already; another one in its place is replaced.
 
         Args:
             epoch: None: the last one. What is released needs no training to be measured again.
@@ -323,6 +323,7 @@ class Lab:
             ValueError: a recipe that merges no weights.
             MissingRecord: nothing is recorded about it, so nobody could compare.
             BadRecord: trained here it is another network than the recorded one.
+            DamagedSnapshot: the file that is there was altered.
         """
         require(recipe is None or recipes.merges(recipe), f"{recipe} makes no network of {spec.short_name} that could "
                                                           "be released; give one that merges weights.")  # fmt: skip
@@ -332,13 +333,15 @@ class Lab:
         digests = {row["weights"] for row in rows if row and row["snapshot"] == behind}
         if not digests:
             raise MissingRecord(f"nothing is recorded of {spec.short_name} at epoch {epoch:g}; measure it first.")
-        (subject,) = self._networks(spec, [epoch], recipe)
+        path = self._file(spec, epoch, name, recipe)
+        if path.exists() and digests == {snapshots.weights_digest(zoo.read(path)[0])}:
+            return path
+        (subject,) = self._trained(spec, [epoch], recipe)
         if digests != {subject.digest}:
             raise records.BadRecord(
                 f"{spec.short_name} at epoch {epoch:g} was recorded with the weights {', '.join(sorted(digests))} and "
                 f"has {subject.digest} here; release it where it was measured, or measure it again."
             )
-        path = self._file(spec, epoch, name, recipe)
         made = {"recipe": named(recipe)} if recipe else {}
         zoo.write(path, subject.weights, spec=spec.describe(), **made, **self._about(subject))
         return path

@@ -75,6 +75,8 @@ CLAIMS = claims.by_id(
 # Of reviewers, by the numbers of the list that notebook 06 has: `Why.answer` says what is found on each.
 QUESTIONS = ("x4", "x6", "x8", "x10", "x13", "x14", "x15", "x19", "x21", "x22", "x25")
 
+CORRELATED = ("x4", "x6", "x13", "x19", "x25")  # those that rest on correlations alone
+
 
 def arms(lab: Lab) -> dict[str, Arm]:
     """What the claims are judged by."""
@@ -189,6 +191,8 @@ class Why:
         }
         if x not in answers:
             raise LookupError(f"{x} is not answered in notebook 06; there are {', '.join(answers)}.")
+        if x in CORRELATED and self.predictors.frame.empty:
+            raise MissingRecord("no network of a judged seed has both its success and a measure recorded")
         said = answers[x]()
         return f"{said[:1].upper()}{said[1:].rstrip('.')}."
 
