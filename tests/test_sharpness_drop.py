@@ -149,6 +149,17 @@ def test_details_show_decays_and_minimizers_side_by_side():
     assert len(figure.axes) == 10
 
 
+@pytest.mark.parametrize(("seeds", "bands"), [((0, 1, 2, 3, 4), 1), ((0, 1), 0), ((0,), 1)])
+def test_two_seeds_are_dots_and_more_are_a_band(seeds, bands):
+    found = measured(scale=replace(SCALE, seeds=seeds))
+    axis, run = plt.figure().add_subplot(), found.sharpness["constant"]
+    figures.measured(axis, found, "constant", "top", "red", "o")
+    line, *dots = axis.lines
+    assert np.allclose(line.get_ydata(), [np.exp(np.log(run.at(e)).mean()) for e in run.epochs])
+    assert len(axis.collections) == bands
+    assert [dot.get_ydata().tolist() for dot in dots] == ([] if bands else run.values["top"].tolist())
+
+
 @pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
 def test_every_run_is_measured_where_it_is_judged(scale):
     found = sharpness_drop.arms(FakeLab(scale))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from rfnlib import words
@@ -103,8 +104,10 @@ def other_eps(study: EarlyStopping) -> Figure:
             axis.set_xlabel("epoch")
             axis.locator_params("x", integer=True)
             axis.set_ylim(bottom=0)
-            axis.legend(handlelength=2.4)
         axes[0, 0].set_ylabel("success rate, %")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        in_grey = [Line2D([], [], color=style.GREY, linestyle=of.get_linestyle()) for of in handles]
+        figure.legend(in_grey, labels, ncols=max(1, len(labels)), handlelength=2.4, loc="outside upper center")
     return figure
 
 

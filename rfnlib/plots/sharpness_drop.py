@@ -57,7 +57,8 @@ def details(found: Drop) -> Figure:
     """Success, three measures of sharpness and training loss; left: decays, right: minimizers.
 
     Left, the standard schedule and a rate that stays; right, SGD, SAM and RFN under the standard schedule, those that
-    are measured. Bands are 95 % intervals, for success over images and seeds, for the others over seeds.
+    are measured. Bands are 95 % intervals, for success over images and seeds, for the others over seeds: two seeds are
+    shown as dots.
     """
     groups = {
         "learning rate": {name: style.kind(name) for name in (CONSTANT, found.standard)},
@@ -79,7 +80,7 @@ def details(found: Drop) -> Figure:
                 style.decays(axis, found.milestones)
             axes[0, column].set_title(f"by {title}")
             if found.sharpness.keys() & members.keys():
-                axes[0, column].legend(loc="lower right")
+                axes[0, column].legend(loc="lower right", ncols=len(members))  # one row, below every line
             axes[-1, column].set_xlabel("epoch")
         for axis, label in zip(axes[:, 0], labels, strict=True):
             axis.set_ylabel(label)
@@ -110,9 +111,8 @@ def success(
 
 def measured(axis: Axes, found: Drop, name: str, measure: str, colour: Any, marker: str) -> None:
     """A measure of sharpness along a run, where it is defined."""
-    epochs = found.sharpness[name].epochs
-    logs = [found.level(name, e, measure) for e in epochs]
-    _geometric(axis, [e for e, v in zip(epochs, logs, strict=True) if v], [v for v in logs if v], colour, marker)
+    run = found.sharpness[name]
+    _geometric(axis, run.epochs, [run.at(e, measure) for e in run.epochs], colour, marker)
 
 
 def training_loss(
@@ -122,14 +122,22 @@ def training_loss(
     if (run := found.success.get(name)) is None:
         return
     kept = [i for i, e in enumerate(run.epochs) if start - 0.02 <= e <= stop + 0.02]
-    logs = [over_seeds(np.log(run.loss[:, i])) for i in kept]
-    _geometric(axis, [run.epochs[i] for i in kept], logs, colour, marker)
+    _geometric(axis, [run.epochs[i] for i in kept], [run.loss[:, i] for i in kept], colour, marker)
 
 
-def _geometric(axis: Axes, epochs: Sequence[float], logs: Sequence[Any], colour: Any, marker: str) -> None:
-    """A line through geometric means with their intervals."""
-    if not logs:
+def _geometric(axis: Axes, epochs: Sequence[float], values: Sequence[np.ndarray], colour: Any, marker: str) -> None:
+    """A line through the geometric means of `values`, each (seeds,), where all are positive.
+
+    A band over their intervals; of two seeds, whose interval is twelve standard errors wide, the seeds as dots.
+    """
+    known = [(e, v) for e, v in zip(epochs, values, strict=True) if (v > 0).all()]
+    if not known:
         return
-    value, low, high = (np.exp([getattr(v, k) for v in logs]) for k in ("value", "low", "high"))
-    axis.plot(epochs, value, color=colour, marker=marker)
-    axis.fill_between(epochs, low, high, where=np.isfinite(high), color=colour, alpha=0.18, linewidth=0)
+    at, of = zip(*known, strict=True)
+    means = [over_seeds(np.log(v)) for v in of]
+    axis.plot(at, np.exp([m.value for m in means]), color=colour, marker=marker)
+    if means[0].seeds == 2:
+        axis.plot(at, np.array(of), ".", color=colour, alpha=0.4, markersize=3)
+        return
+    low, high = (np.exp([getattr(m, k) for m in means]) for k in ("low", "high"))
+    axis.fill_between(at, low, high, where=np.isfinite(high), color=colour, alpha=0.18, linewidth=0)
