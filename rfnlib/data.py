@@ -346,9 +346,9 @@ def from_arrays(
     most = int(max(train[1].max(), test[1].max()))
     classes = tuple(classes or map(str, range(most + 1)))
     require(most < len(classes), f"the labels of {name} go up to {most}; {len(classes)} classes are named.")
-    unit = train[0].astype(np.float64).swapaxes(0, 1).reshape(shape[0], -1) / 255
-    mean = mean or [round(float(v), 4) for v in unit.mean(1)]
-    std = std or [round(float(v), 4) for v in unit.std(1)]
+    channels = [train[0][:, c] for c in range(shape[0])]
+    mean = mean or [round(float(channel.mean(dtype=np.float64)) / 255, 4) for channel in channels]
+    std = std or [round(float(channel.std(dtype=np.float64)) / 255, 4) for channel in channels]
     types = (np.uint8, np.int64) * 2
     arrays = [np.ascontiguousarray(a, t) for a, t in zip((*train, *test), types, strict=True)]
     content = _content_checksum(*arrays)
