@@ -1,7 +1,9 @@
 """What all figures share, by data and not by pixels; each study's figures are tested with the study."""
 
 import base64
+import io
 import struct
+from dataclasses import replace
 
 import matplotlib
 
@@ -10,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from rfnlib.intervals import Estimate
 from rfnlib.plots import examples, style
@@ -48,6 +51,24 @@ def test_figures_have_twice_the_pixels_that_they_are_shown_at(shown):
     pixels = struct.unpack(">II", (folder / "x.png").read_bytes()[16:24])
     _, about = outputs[0]
     assert pixels == pytest.approx((2 * about["width"], 2 * about["height"]), abs=2)
+
+
+def test_few_colours_look_the_same_in_fewer_bytes(shown):
+    folder, _ = shown
+    with style.styled():
+        figure, axis = plt.subplots()
+    for name, height in (("SGD", 0.0), ("RFN", 0.1)):
+        rates = [replace(rate, value=rate.value + height, centre=rate.centre + height) for rate in RATES]
+        style.curve(axis, [1.0, 2.0], rates, *style.kind(name))  # lines, markers and bands that overlap
+    whole = io.BytesIO()
+    with style.styled():
+        figure.savefig(whole, format="png")
+    style.show(figure, "x", "what is in it: ε")
+    with Image.open(whole) as before, Image.open(folder / "x.png") as after:
+        apart = np.abs(np.asarray(before.convert("RGB"), int) - np.asarray(after.convert("RGB"), int))
+        assert after.mode == "P" and after.text["Description"] == "what is in it: ε"
+    assert apart.max() < 40 and apart.mean() < 0.1  # of 255 levels
+    assert (folder / "x.png").stat().st_size < 0.6 * len(whole.getvalue())
 
 
 def test_a_method_has_one_colour_and_marker_under_all_its_names():

@@ -17,6 +17,8 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rfnlib import data, paths, zoo
 from rfnlib.intervals import Estimate
@@ -94,18 +96,28 @@ def show(figure: Figure, name: str, alt: str) -> None:
     """
     folder = paths.figures_dir()
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = _png(figure, alt)
+    (folder / f"{name}.png").write_bytes(drawn)
     with styled():
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": alt})
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    _display((folder / f"{name}.png").read_bytes(), figure, alt)
+    _display(drawn, figure, alt)
 
 
 def flash(figure: Figure, alt: str) -> None:
     """Display `figure` and write it nowhere: where a slider draws a new one at every move."""
-    drawn = io.BytesIO()
+    _display(_png(figure, alt), figure, alt)
+
+
+def _png(figure: Figure, alt: str) -> bytes:
+    """`figure` in 256 colours, which look the same and take a third of the bytes: a notebook holds several of them."""
+    drawn, smaller, described = io.BytesIO(), io.BytesIO(), PngInfo()
+    described.add_itxt("Description", alt)
     with styled():
-        figure.savefig(drawn, format="png", metadata={"Software": None, "Description": alt})
-    _display(drawn.getvalue(), figure, alt)
+        figure.savefig(drawn, format="png")
+    with Image.open(drawn) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(smaller, "png", pnginfo=described, optimize=True)
+    return smaller.getvalue()
 
 
 def _display(png: bytes, figure: Figure, alt: str) -> None:
@@ -174,6 +186,7 @@ def logarithmic(axis: Axes, which: str = "y") -> None:
         low, high = (np.sqrt(low * high) * r for r in (2.5**-0.5, 2.5**0.5))
         axis.set(**{f"{which}lim": (low, high)})
     fine = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    line.set_major_locator(LogLocator(subs=fine if high / low < 10 else (1.0, 2.0, 5.0)))
+    subs = fine if high / low < 10 else (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+    line.set_major_locator(LogLocator(subs=subs))
     line.set_major_formatter(FormatStrFormatter("%g"))
     line.set_minor_locator(NullLocator())
