@@ -149,6 +149,13 @@ def test_details_show_decays_and_minimizers_side_by_side():
     assert len(figure.axes) == 10
 
 
+def test_details_have_no_column_for_what_is_not_recorded():
+    found = measured()
+    kept = {name: run for name, run in found.sharpness.items() if name not in ("SAM", "RFN", found.standard)}
+    figure = figures.details(replace(found, sharpness=kept))
+    assert [axis.get_title("left") for axis in figure.axes] == ["by learning rate", *[""] * 4]
+
+
 @pytest.mark.parametrize(("seeds", "bands"), [((0, 1, 2, 3, 4), 1), ((0, 1), 0), ((0,), 1)])
 def test_two_seeds_are_dots_and_more_are_a_band(seeds, bands):
     found = measured(scale=replace(SCALE, seeds=seeds))

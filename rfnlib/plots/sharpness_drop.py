@@ -60,18 +60,17 @@ def details(found: Drop) -> Figure:
     are measured. Bands are 95 % intervals, for success over images and seeds, for the others over seeds: two seeds are
     shown as dots.
     """
-    groups = {
-        "learning rate": {name: style.kind(name) for name in (CONSTANT, found.standard)},
-        "minimizer": {found.standard: style.kind("SGD"), **{name: style.kind(name) for name in ("SAM", "RFN")}},
-    }
+    every = {"learning rate": (CONSTANT, found.standard), "minimizer": (found.standard, "SAM", "RFN")}
+    recorded = {title: [name for name in names if name in found.sharpness] for title, names in every.items()}
+    groups = {title: names for title, names in recorded.items() if names}
     labels = ["success rate, %", *(MEASURES[m] for m in DETAILS), "training loss"]
+    size = style.WIDTH, 1.6 * len(labels)
     with style.styled():
-        figure, axes = plt.subplots(len(labels), 2, figsize=(style.WIDTH, 1.6 * len(labels)), sharex=True, sharey="row")
-        for column, (title, members) in enumerate(groups.items()):
-            for name, (colour, marker) in members.items():
-                if name not in found.sharpness:
-                    continue
+        figure, axes = plt.subplots(len(labels), len(groups), figsize=size, sharex=True, sharey="row", squeeze=False)
+        for column, (title, names) in enumerate(groups.items()):
+            for name in names:
                 label = "SGD" if title == "minimizer" and name == found.standard else name
+                colour, marker = style.kind(label)
                 success(axes[0, column], found, name, colour, marker, label=label)
                 for row, measure in enumerate(DETAILS, 1):
                     measured(axes[row, column], found, name, measure, colour, marker)
@@ -79,8 +78,7 @@ def details(found: Drop) -> Figure:
             for axis in axes[:, column]:
                 style.decays(axis, found.milestones)
             axes[0, column].set_title(f"by {title}")
-            if found.sharpness.keys() & members.keys():
-                axes[0, column].legend(loc="lower right", ncols=len(members))  # one row, below every line
+            axes[0, column].legend(loc="lower right", ncols=len(names))  # one row, below every line
             axes[-1, column].set_xlabel("epoch")
         for axis, label in zip(axes[:, 0], labels, strict=True):
             axis.set_ylabel(label)
