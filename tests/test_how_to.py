@@ -51,7 +51,8 @@ def test_verdicts_by_hand_are_those_of_the_library(scale, capsys):
             exec(compile(block.replace('"smoke"  ', f'"{scale}"  '), page.name, "exec"), names)
         except (ValueError, AttributeError):
             assert scale == "laptop", "a claim that is not recorded yet"
-    said = re.findall(r"^(C\d)[^+\n-]* ([+-]\d+\.\d) (\w+(?: effect)?)$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    said = re.findall(r"^(C\d)[^+\n-]* ([+-]\d+\.\d) (\w+(?: effect)?)$", out, re.MULTILINE)
     verdicts = {claim: verdict for claim, (verdict, _) in studies.verdicts(Lab(scale, "replay")).items()}
     ours = {claim: 100 * verdict.estimates[-1].value for claim, verdict in verdicts.items()}
     told = {claim: float(value) for claim, value, _ in said if claim in ours}  # the last of C2's two
@@ -62,6 +63,7 @@ def test_verdicts_by_hand_are_those_of_the_library(scale, capsys):
             assert word == verdicts[claim].word
     if "C3" in ours:
         assert names["drop"].mean() == pytest.approx(ours["C3"] / 100)
+        assert f"\nC3 ×{np.exp(ours['C3'] / 100):.2f} {verdicts['C3'].word}\n" in out
     words = set()
     for seed in range(60):
         drawn = np.random.default_rng(seed)
