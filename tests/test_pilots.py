@@ -5,10 +5,10 @@ import pytest
 from synthetic import FakeLab, curve
 
 from rfnlib import scales
-from rfnlib.lab import MissingRecord
-from rfnlib.measurements import Arm, At
+from rfnlib.lab import Lab, MissingRecord
+from rfnlib.measurements import Arm, At, by_seed
 from rfnlib.specs import Adversary
-from rfnlib.studies import pilots
+from rfnlib.studies import pilots, plan
 
 SCALE = replace(
     scales.SMOKE,
@@ -68,11 +68,21 @@ def test_the_pilots_of_another_architecture_are_all_of_that_architecture(scale):
 @pytest.mark.parametrize("scale", scales.SCALES.values(), ids=lambda s: s.name)
 def test_pilots_judge_nothing_and_judged_seeds_choose_nothing(scale):
     lab = FakeLab(scale)
-    measured = [*pilots.plan(lab), *pilots.later(lab)]
+    others = [arm for arch in scale.surrogates[1:] for arm in pilots.arms(lab, arch).values()]
+    measured = [*pilots.plan(lab), *by_seed([*pilots.minimizer_arms(lab).values(), *others])]
     assert {m.spec.seed for m in measured} == set(scale.pilots)
     assert not set(scale.pilots) & set(scale.seeds)
     assert min(scale.pilots) >= 100
     assert {t.seed for t in scale.targets}.isdisjoint(scale.pilots)
+
+
+@pytest.mark.parametrize("claims, more", [(["C2"], False), (["C3", "C8"], False), (["C4"], True), (None, True)])
+def test_only_who_compares_other_minimizers_and_architectures_waits_for_their_pilots(claims, more):
+    lab = Lab("laptop", "replay")
+    runs = [m.spec for m in plan(lab, claims) if m.spec.seed in lab.scale.pilots and not m.spec.start]
+    assert ({run.minimizer.method for run in runs if run.minimizer} > {"SAM"}) == more
+    assert ("vgg11" in {run.arch for run in runs}) == more
+    assert {run.arch for run in runs} >= {"resnet18"}
 
 
 @pytest.mark.parametrize(

@@ -127,16 +127,12 @@ def minimizer_arms(lab: Lab) -> dict[str, Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """What gates and primary differences need: SGD and the grid of ρ on the first architecture, then SAT and LGV."""
+    """What gates and primary differences need: SGD and the grid of ρ on the first architecture, then SAT and LGV.
+
+    What only secondary differences need stands in the plans of the studies that have them.
+    """
     yield from by_seed(arms(lab).values())
     yield from by_seed(rival_arms(lab).values())
-
-
-def later(lab: Lab) -> Iterator[Measurement]:
-    """What secondary differences need: the other minimizers, and the other architectures."""
-    yield from by_seed(minimizer_arms(lab).values())
-    for arch in lab.scale.surrogates[1:]:
-        yield from by_seed(arms(lab, arch).values())
 
 
 # --- choices --------------------------------------------------------------------------------------------

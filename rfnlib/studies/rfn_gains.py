@@ -153,11 +153,13 @@ def plan(lab: Lab) -> Iterator[Measurement]:
 
 
 def later(lab: Lab) -> Iterator[Measurement]:
-    """The main arms under other attacks; sharpness by ρ; the other minimizers, and the other architectures."""
+    """The main arms under other attacks; sharpness by ρ; other minimizers and architectures, after their pilots."""
     yield from chain.from_iterable(by_seed(main(lab, attack=a).values()) for a in other_attacks(lab).values())
     yield from by_seed(sharp(lab).values())
+    yield from by_seed(pilots.minimizer_arms(lab).values())
     yield from by_seed(others(lab).values())
     for arch in lab.scale.surrogates[1:]:
+        yield from by_seed(pilots.arms(lab, arch).values())
         yield from by_seed(main(lab, arch).values())
         yield from by_seed(along(lab, arch).values())
 
