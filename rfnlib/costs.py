@@ -25,6 +25,7 @@ from rfnlib.measurements import Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean
 from rfnlib.recipes import members
+from rfnlib.records import Record
 from rfnlib.specs import TrainSpec
 
 Network = tuple[str, int | None, int]  # architecture, width, stem: what the time of a pass depends on
@@ -58,7 +59,7 @@ class Ledger:
         self.lab, self.scale = lab, lab.scale
         self.done: set[str] = set()
         for record in lab.records.values():
-            about = (record.kind, record.settings, record.data)
+            about = _about(record)
             self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
 
     @functools.cached_property
@@ -79,8 +80,8 @@ class Ledger:
         return self.lab.cut(*cut).digest
 
     def left(self, m: Measurement) -> dict[str, Unit]:
-        """The units of `m` that are not done, by name."""
-        missing = self.lab.missing(m)
+        """The units of `m` that are not done, by name; none where its rows are copied from a run with the same past."""
+        missing = self._to_make(m, self.lab.missing(m))
         if not missing:
             return {}
         done = self.done | self._on_disk(m.spec, missing)
@@ -92,15 +93,20 @@ class Ledger:
 
     def finish(self, m: Measurement, epochs: Iterable[float]) -> None:
         """Note that the rows of `m` at `epochs` are made, with all that they rest on."""
-        if epochs := tuple(epochs):
-            self.done |= self._units(m, epochs).keys()
+        if made := self._to_make(m, epochs):
+            self.done |= self._units(m, made).keys()
+
+    def _to_make(self, m: Measurement, epochs: Iterable[float]) -> tuple[float, ...]:
+        """Those of `epochs` at which no row of the same network is known."""
+        about = _about(self.lab.find(m))
+        return tuple(e for e in epochs if self._row(about, m.spec, e) not in self.done)
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
         # Every row also takes the accuracy on all training images, forward only.
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
-        about, end = (record.kind, record.settings, record.data), math.ceil(max(epochs) - 1e-9)
+        about, end = _about(record), math.ceil(max(epochs) - 1e-9)
         trained = dict(_training(m.spec, end, self.n_train))
         for spec, epoch, _ in members(m.recipe, m.spec):
             trained |= _training(spec, math.ceil(epoch - 1e-9), self.n_train)
@@ -151,6 +157,10 @@ def _training(spec: TrainSpec | Outside, end: int, n_train: int) -> Mapping[str,
 def _per_epoch(spec: TrainSpec | Outside, n_train: int) -> int:
     """Steps an epoch, of a run on all of `n_train` images or on as many as it says."""
     return (spec.n_train or n_train) // spec.batch
+
+
+def _about(record: Record) -> tuple:
+    return record.kind, record.settings, record.data
 
 
 @functools.cache

@@ -278,6 +278,17 @@ def test_units_are_counted_once_and_as_they_are():
     assert len(ledger.left(robust)) == 2 and len(ledger.left(constant)) == 4
 
 
+def test_a_row_that_is_copied_takes_no_training_and_leaves_it_to_do():
+    lab = Lab(replace(TINY, name="nowhere"), "replay", device="cpu")
+    ledger = costs.Ledger(lab)
+    *_, decays, constant, _ = planned(lab)
+    shared = {name: u for name, u in ledger.left(decays).items() if name in ledger.left(constant)}
+    ledger.done |= {name for name, u in shared.items() if u.passes != 200}  # recorded, and its network gone
+    assert ledger.left(constant.of((1.0,))) == {}
+    ledger.finish(constant, (1.0,))
+    assert len(ledger.left(constant)) == 5  # three epochs, two rows
+
+
 @pytest.mark.parametrize(
     ("changes", "passes"),
     [
