@@ -177,6 +177,13 @@ def test_every_run_is_measured_where_it_is_judged(scale):
     assert scale.end in found[decaying(*scale.standard)].asked[0].epochs
 
 
+def test_success_is_asked_of_the_runs_that_are_shown_and_of_no_others():
+    found, lab = measured(), FakeLab(SCALE)
+    assert found.success.keys() == found.sharpness.keys()
+    asked = {m.spec for m in sharpness_drop.later(lab)}
+    assert asked == {spec for arm in sharpness_drop.arms(lab).values() for spec in arm.specs}
+
+
 def test_the_plan_measures_the_judged_runs_before_those_that_wait_for_a_choice():
     minimizers = [m.spec.minimizer for m in sharpness_drop.plan(FakeLab(SCALE))]
     first = next(i for i, m in enumerate(minimizers) if m)
@@ -200,7 +207,7 @@ def test_both_studies_of_a_tiny_scale_end_to_end(tmp_path):
     assert again.headline() == made.headline() and str(again.verdict()) == str(made.verdict())
     assert again.verdict().word == "not testable"  # training for three epochs passes no gate
     assert {"constant", "decay at 1", "decay at 1 and 2", "SAM", "RFN"} == again.sharpness.keys()
-    peak = lr_decay.measure(Lab(scale, "replay", device="cpu", **folders))
+    peak = lr_decay.measure(Lab(scale, "run", device="cpu", **folders))  # with its other schedules
     assert peak.curves.keys() == scale.schedules().keys() and "cannot be tested" in peak.headline()
     assert peak.jump().value == pytest.approx(
         peak.curves["decay at 1"].at(2.0).value - peak.curves["constant"].at(2.0).value

@@ -72,10 +72,20 @@ def flat_arms(lab: Lab) -> dict[str, Arm]:
     return found
 
 
+def seen_arms(lab: Lab) -> dict[str, Arm]:
+    """The same runs of SGD, and their success as claim C2 asks for it: what notebook 03 shows beside sharpness."""
+    return {name: arm for name, arm in lr_decay.arms(lab).items() if name in arms(lab)}
+
+
 def plan(lab: Lab) -> Iterator[Measurement]:
     """SGD's runs, seed by seed, then those of SAM and RFN."""
     yield from by_seed(arms(lab).values())
     yield from by_seed(flat_arms(lab).values())
+
+
+def later(lab: Lab) -> Iterator[Measurement]:
+    """Success, which C2 has measured if it came first."""
+    yield from by_seed(seen_arms(lab).values())
 
 
 def measure(lab: Lab) -> Drop:
@@ -85,7 +95,7 @@ def measure(lab: Lab) -> Drop:
         MissingRecord: in replay, a run that is judged is not recorded.
     """
     sharpness = lab.curves(arms(lab), needed=lr_decay.judged(lab))
-    success = lab.curves(lr_decay.arms(lab))
+    success = lab.curves(seen_arms(lab))
     with suppress(MissingRecord):  # no claim is judged by these
         flat = flat_arms(lab)
         sharpness |= lab.curves(flat)
