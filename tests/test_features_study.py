@@ -158,7 +158,7 @@ def test_figures_show_every_set_with_its_intervals():
     details = figures.details(found, features.WEAK)
     assert len(details.legends[0].get_texts()) == 5
     eps = figures.other_eps(found)
-    assert [t.get_text() for t in eps.axes[0].get_legend().get_texts()] == ["ε = 20/255", "ε = 40/255"]
+    assert [t.get_text() for t in eps.legends[0].get_texts()] == ["ε = 20/255", "ε = 40/255"]
     plt.close("all")
 
 
