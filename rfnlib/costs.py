@@ -59,8 +59,7 @@ class Ledger:
         self.lab, self.scale = lab, lab.scale
         self.done: set[str] = set()
         for record in lab.records.values():
-            about = _about(record)
-            self.done |= {self._row(about, record.spec, row["epoch"]) for row in record.rows}
+            self.done |= {self._row(record, row["epoch"]) for row in record.rows}
 
     @functools.cached_property
     def n_train(self) -> int:
@@ -98,22 +97,22 @@ class Ledger:
 
     def _to_make(self, m: Measurement, epochs: Iterable[float]) -> tuple[float, ...]:
         """Those of `epochs` at which no row of the same network is known."""
-        about = _about(self.lab.find(m))
-        return tuple(e for e in epochs if self._row(about, m.spec, e) not in self.done)
+        record = self.lab.find(m)
+        return tuple(e for e in epochs if self._row(record, e) not in self.done)
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
         # Every row also takes the accuracy on all training images, forward only.
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
         row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
-        about, end = _about(record), math.ceil(max(epochs) - 1e-9)
-        trained = dict(_training(m.spec, end, self.n_train))
+        trained = dict(_training(m.spec, math.ceil(max(epochs) - 1e-9), self.n_train))
         for spec, epoch, _ in members(m.recipe, m.spec):
             trained |= _training(spec, math.ceil(epoch - 1e-9), self.n_train)
-        return {**trained, **{self._row(about, m.spec, e): row for e in epochs}}
+        return {**trained, **{self._row(record, e): row for e in epochs}}
 
-    def _row(self, about: tuple, spec: TrainSpec | Outside, epoch: float) -> str:
-        return key(*about, _history(spec, epoch, _per_epoch(spec, self.n_train)))
+    def _row(self, record: Record, epoch: float) -> str:
+        history = _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))
+        return key(record.kind, record.settings, record.data, history)
 
     def _on_disk(self, spec: TrainSpec | Outside, epochs: tuple[float, ...]) -> set[str]:
         """The epochs of training that need not be trained to have `spec`'s network at `epochs`, by name.
@@ -157,10 +156,6 @@ def _training(spec: TrainSpec | Outside, end: int, n_train: int) -> Mapping[str,
 def _per_epoch(spec: TrainSpec | Outside, n_train: int) -> int:
     """Steps an epoch, of a run on all of `n_train` images or on as many as it says."""
     return (spec.n_train or n_train) // spec.batch
-
-
-def _about(record: Record) -> tuple:
-    return record.kind, record.settings, record.data
 
 
 @functools.cache

@@ -74,7 +74,8 @@ def flat_arms(lab: Lab) -> dict[str, Arm]:
 
 def seen_arms(lab: Lab) -> dict[str, Arm]:
     """The same runs of SGD, and their success as claim C2 asks for it: what notebook 03 shows beside sharpness."""
-    return {name: arm for name, arm in lr_decay.arms(lab).items() if name in arms(lab)}
+    seen = lr_decay.arms(lab)
+    return {name: seen[name] for name in arms(lab)}
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
