@@ -30,6 +30,7 @@ from rfnlib.surrogates import State
 from rfnlib.transforms import named
 
 MODES = ("replay", "run")
+FACTS = ("iteration", "history", "cost", "execution")  # of a subject, in the file of its released weights
 K = TypeVar("K")
 
 
@@ -235,7 +236,7 @@ class Lab:
                 **m.probe.row(self.bench, subject),
             }
             row["seconds"] = round(time.monotonic() - start, 2)
-            yield {**row, "per_epoch": per_epoch}, records.provenance(self.device)
+            yield {**row, "per_epoch": per_epoch}, records.provenance(self.device, subject.execution)
             self.tick()
 
     def add(self, m: Measurement, row: Row, made: dict[str, Any]) -> None:
@@ -281,7 +282,7 @@ class Lab:
             parts = list(self._train(spec, recipes.collected(recipe, s.epoch))) if recipe else ()
             cost: dict[str, int | None] = {"passes": s.cost["passes"] + before, "skipped": s.cost["skipped"]}
             behind, weights = recipes.history(recipe, s.history), zoo.rounded(s.weights())
-            found = Subject(spec, s.iteration, s.per_epoch, behind, weights, cost, recipe, parts, others)
+            found = Subject(spec, s.iteration, s.per_epoch, behind, weights, cost, recipe, parts, others, s.execution)
             if recipes.merges(recipe):
                 merged = self.bench.network(found).cpu().state_dict()
                 found = replace(found, weights=zoo.rounded(merged), recipe=None, collected=())
@@ -348,7 +349,7 @@ class Lab:
 
     def _about(self, s: Subject) -> dict[str, Any]:
         """What a released file says of its network besides how it was trained."""
-        return {"iteration": s.iteration, "history": s.history, "cost": s.cost, "data": self._data_checksum}
+        return {**{name: getattr(s, name) for name in FACTS}, "data": self._data_checksum}
 
     def _file(self, spec: TrainSpec, epoch: float, name: str = "", recipe: Recipe | None = None) -> Path:
         """Where a network of `spec` is released, there or not."""
@@ -388,7 +389,8 @@ class Lab:
                 f"{path} was trained on another {spec.data} ({on}) than the one that is there ({self._data_checksum}); "
                 "restore the data set, or move the file away to have the network trained anew."
             )
-        return Subject(spec, about["iteration"], self._per_epoch(spec), about["history"], weights, about["cost"])
+        facts = {name: about[name] for name in FACTS if name in about}
+        return Subject(spec, per_epoch=self._per_epoch(spec), weights=weights, **facts)
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 (a lab lives as long as its process)
     def _targets(self, against: str) -> list[tuple[str, nn.Module]]:

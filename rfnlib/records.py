@@ -16,6 +16,7 @@ import math
 import re
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,16 @@ def read_all(folder: Path) -> list[Record]:
     return [read(p) for p in sorted(folder.glob("*.json"))]
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Who computes a row: machine, code and day; nothing that names a person or a host."""
-    today = time.strftime("%Y-%m-%d", time.gmtime())
-    return {**execution.resolve(device).describe(), "code": _commit(), "date": today}
+def provenance(device: str, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Who computes a row: machine, code and day; nothing that names a person or a host.
+
+    Args:
+        trained: what trained the network, as `Execution.describe` tells it: where that was another way of computing, or
+            another machine, `trained` says in what.
+    """
+    here, today = execution.resolve(device).describe(), time.strftime("%Y-%m-%d", time.gmtime())
+    otherwise = {name: value for name, value in (trained or {}).items() if here.get(name) != value}
+    return {**here, **({"trained": otherwise} if otherwise else {}), "code": _commit(), "date": today}
 
 
 @functools.cache

@@ -145,6 +145,11 @@ class Snapshot:
         """What the training took: `passes`, forward-backward passes of a batch; `skipped`, steps that were void."""
         return self._read()[1]["cost"]
 
+    @property
+    def execution(self) -> dict[str, Any]:
+        """What computed them, as `Execution.describe` tells it."""
+        return self._read()[1]["execution"]
+
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the CPU.
 

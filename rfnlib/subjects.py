@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class Subject:
             steps that were void; None where nobody knows.
         recipe, collected: what is made of the weights (None: their network), from these snapshots of the run.
         others: the other runs' networks that the recipe takes.
+        execution: what trained them, as `Execution.describe` tells it; empty where nobody knows.
     """
 
     spec: TrainSpec | Outside
@@ -43,6 +45,7 @@ class Subject:
     recipe: Recipe | None = None
     collected: Sequence[Snapshot] = ()
     others: Sequence[Subject] = ()
+    execution: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -425,6 +425,18 @@ def test_records_say_what_they_rest_on(computed):
         assert record.per_epoch == PER_EPOCH
 
 
+def test_a_row_says_in_what_its_network_was_trained_otherwise(tmp_path, monkeypatch):
+    m = Measurement(replace(TINY.surrogate(Step(0.05), 0), arch="cnn", width=2), At(TINY.robustness, (1.0,)))
+    lab, describe, other = Place(tmp_path).lab(), execution.Execution.describe, {"compile": True, "threads": 64}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(execution.Execution, "describe", lambda how: {**describe(how), **other})
+        list(training.train(m.spec, [1.0], dataset=lab.trained_on(m.spec), cache=lab.cache, device="cpu"))
+    (made,) = lab.measure(m).provenance
+    assert made["trained"] == other and made["compile"] is False
+    path = lab.release(m.spec, 1.0)
+    assert zoo.read(path)[1]["execution"] == {**describe(execution.resolve("cpu")), **other}
+
+
 def test_what_a_run_starts_from_is_counted_in_batches_as_large_as_its_own(tmp_path):
     start = replace(TINY.surrogate(Step(0.05), 0), arch="cnn", width=2, epochs=2)
     spec = replace(start, start=start, epochs=1, batch=2 * start.batch)
