@@ -88,6 +88,9 @@ class FakeLab:
     def few(self) -> list[int]:
         return self.seeds[: self.scale.few]
 
+    def replaying(self) -> FakeLab:
+        return self
+
     def complete(self, arm: Arm, at: At) -> bool:
         pilot = arm.specs[0].seed in self.scale.pilots
         name = f"{'pilot ' * pilot}{arm.name}"

@@ -119,6 +119,13 @@ def test_a_claim_asks_only_for_the_gates_that_concern_it():
     assert pilots.choice_table(lab)["chosen"]["ρ of RFN"] == "not possible yet"
 
 
+def test_the_tables_compute_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lab, "rows", lambda lab, m: pytest.fail(f"computes {m.label}"))
+    lab = Lab("smoke", "run", records_dir=tmp_path)
+    assert set(pilots.gate_table(lab)["found"]) == {"not recorded yet"}
+    assert set(pilots.choice_table(lab)["chosen"]) == {"not possible yet"}
+
+
 def test_one_epoch_is_no_plateau():
     assert not pilots.plateau_of([1.0], [0.3]).passed
 

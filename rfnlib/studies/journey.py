@@ -185,7 +185,7 @@ def _success(lab: Lab, place: Place) -> float | None:
     """Of a network, if it is recorded, with the scale's attack."""
     arm = Arm("shown", [place.spec], At(lab.scale.transfer, (place.epoch,)))
     try:
-        return lab.read(arm).at().value
+        return lab.replaying().read(arm).at().value
     except MissingRecord:
         return None
 

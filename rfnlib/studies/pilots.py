@@ -322,8 +322,8 @@ def excluded(lab: Lab, curves: Mapping[str, TransferCurve]) -> list[str]:
 
 
 def gate_table(lab: Lab) -> pd.DataFrame:
-    """A row a gate: its figure, whether it is passed, and the claims that ask for it."""
-    rows = {}
+    """A row a gate: its figure, whether it is passed, and the claims that ask for it. Never computes."""
+    rows, lab = {}, lab.replaying()
     for name, gate in EVERY.items():
         found, passed = "not recorded yet", ""
         with suppress(MissingRecord):
@@ -335,7 +335,8 @@ def gate_table(lab: Lab) -> pd.DataFrame:
 
 
 def choice_table(lab: Lab) -> pd.DataFrame:
-    """A row a choice that is made on pilot seeds, as far as it can be made."""
+    """A row a choice that is made on pilot seeds, as far as it can be made from the records. Never computes."""
+    lab = lab.replaying()
     choices: dict[str, Callable[[], str]] = {
         "epoch at which SGD is stopped early": lambda: f"{stopping_epoch(lab):g} of {lab.scale.epochs}",
         "ρ of RFN": lambda: f"{chosen_rho(lab):g}",
