@@ -309,7 +309,7 @@ class TrainSpec:
     `witness` and `input_penalty` change what is minimised: see `rfnlib.objectives`.
     `seed` draws the initial weights, the order of the images, their augmentation, the adversary's random starts, a
     minimizer's noise and the labels that are replaced, each from its own stream. Defaults are the authors' earlier
-    public settings for CIFAR (see README, *Settings*).
+    public settings for CIFAR (see README, *Install*).
     """
 
     data: str

@@ -267,7 +267,7 @@ def rho_bracketed(lab: Lab) -> Gate:
 
 def eps_bracketed(lab: Lab) -> Gate:
     """Neither is the ε of SAT."""
-    return bracketed("ε bracketed", "ε", {a.eps: rate for a, rate in _by_adversary(lab).items()})
+    return bracketed("ε bracketed", "SAT's ε", {a.eps: rate for a, rate in _by_adversary(lab).items()})
 
 
 def bracketed(name: str, letter: str, success: dict[float, float]) -> Gate:
