@@ -174,7 +174,7 @@ def given(what: str) -> tuple[str, nn.Module]:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
-    known = _public(vars(module), file.stem)
+    known = _public(vars(module))
     require(name in known, f"{path} has no {name!r}; it has {', '.join(known) or 'nothing'}.")
     model = known[name]
     if not isinstance(model, nn.Module) and callable(model) and not _arguments(model):
@@ -185,7 +185,7 @@ def given(what: str) -> tuple[str, nn.Module]:
     return name.replace("_", "-") if name != "model" else file.stem, model
 
 
-def _public(names: Mapping[str, Any], module: str) -> dict[str, Any]:
+def _public(names: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in names.items() if not n.startswith("_") and not inspect.ismodule(v)}
 
 

@@ -45,10 +45,6 @@ before this could repay itself is not compiled even to measure. (Seen on a CPU; 
 TF32 = True
 """On CUDA fp32 multiplies in TF32: 10 bits of mantissa, where bf16 has 7. `full_precision` goes without."""
 
-BF16_MEASURES = False
-"""Whether predictions of targets, robust accuracy and inversion run in bf16 where training does. Not before `parity`
-has been shown on a snapshot, on a GPU."""
-
 ROUNDS = 5
 
 
@@ -75,10 +71,6 @@ class Execution:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
-
-    def measuring(self) -> Execution:
-        """As `self`, for what is measured rather than trained or crafted: see `BF16_MEASURES`."""
-        return self if BF16_MEASURES else replace(self, precision="fp32")
 
     def place(self, model: nn.Module) -> nn.Module:
         """`model` on the device, in the memory layout; on CUDA, torch is set up first: see `set_up_cuda`."""
@@ -214,21 +206,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def parity(measure: Callable[[], Tensor], device: str) -> float:
-    """The share of entries in which `measure` gives the same in bf16 as in fp32; what `BF16_MEASURES` waits for.
-
-    >>> parity(lambda: transfer.predict(model, images), "cuda")  # doctest: +SKIP
-
-    Args:
-        measure: classes, or whether images are robust, or pixels as uint8: exact values, (N, …).
-        device: "cpu" or "cuda".
-    """
-    exact = measure()
-    with Execution(device, "bf16").autocast():
-        quick = measure()
-    return float((exact == quick).float().mean())
 
 
 # --- whether to compile -----------------------------------------------------------------------------

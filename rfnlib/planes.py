@@ -46,6 +46,10 @@ class Place:
         """The place as JSON data."""
         return [self.spec.key(), self.epoch]
 
+    def weights(self, bench: Bench) -> State:
+        """Its weights, as they would be measured."""
+        return bench.weights(self.spec, float(self.epoch))
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -88,7 +92,7 @@ class Plane:
             "attack": self.attack.describe(),
             **{name: getattr(self, name) for name in ("images", "attacked", "steps", "margin")},
             "accuracy_images": scale.accuracy_images,
-            "targets": [scale.target(t).key() for t in scale.targets_of("standard") if t.role == "test"],
+            "targets": [scale.target(t).key() for t in scale.targets_of("test")],
         }
 
     def needs(self, scale: Scale) -> list[Measurement]:
@@ -101,14 +105,14 @@ class Plane:
         accuracies = bench.accuracies(subject, model)
         origin, names = subject.weights, [name for name, _ in model.named_parameters()]
         w0 = flat(origin, names)
-        e1 = flat(bench.weights(*_of(self.corners[0])), names) - w0
+        e1 = flat(self.corners[0].weights(bench), names) - w0
         e1 /= e1.norm()
-        e2 = flat(bench.weights(*_of(self.corners[1])), names) - w0
+        e2 = flat(self.corners[1].weights(bench), names) - w0
         e2 -= (e2 @ e1) * e1
         e2 /= e2.norm()
         found, digests = [(0.0, 0.0, 0.0)], [subject.digest]
         for place in self.places:
-            weights = bench.weights(*_of(place))
+            weights = place.weights(bench)
             d = flat(weights, names) - w0
             x, y = float(d @ e1), float(d @ e2)
             apart = float((d - x * e1 - y * e2).norm())
@@ -148,7 +152,7 @@ class Plane:
         return [of[-1] for of in rows]
 
     def passes(self, scale: Scale) -> float:
-        targets = sum(t.role == "test" for t in scale.targets)
+        targets = len(scale.targets_of("test"))
         # The loss and BatchNorm's statistics take a forward pass each; so does every target.
         return self.steps**2 * (2 / 3 * self.images + self.attacked * (self.attack.passes + targets / 3))
 
@@ -182,7 +186,7 @@ class Path:
         model, spec = bench.network(subject), _run(subject)
         accuracies = bench.accuracies(subject, model)
         names = [name for name, _ in model.named_parameters()]
-        start = bench.weights(*_of(Place(spec.start, spec.start.epochs))) if spec.start else None
+        start = bench.weights(spec.start, spec.start.epochs) if spec.start else None
         first = flat(start or training.network(spec, bench.dataset).state_dict(), names)
         legs, displaced, norms, digests, last = [], [], [float(first.norm())], [], first
         for epoch in self.epochs:
@@ -275,13 +279,8 @@ def _run(subject: Subject) -> TrainSpec:
     return subject.spec
 
 
-def _of(place: Place) -> tuple[TrainSpec, float]:
-    return place.spec, float(place.epoch)
-
-
 def _test_targets(bench: Bench) -> list[nn.Module]:
-    roles = [t.role for t in bench.scale.targets_of("standard")]
-    return [model for (_, model), role in zip(bench.targets("standard"), roles, strict=True) if role == "test"]
+    return [model for _, model in bench.targets("standard")[: len(bench.scale.targets_of("test"))]]
 
 
 @functools.lru_cache(maxsize=1)

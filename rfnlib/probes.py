@@ -134,7 +134,7 @@ class Transfer:
             "whitebox": round(float(hit(judged).float().mean()), 4),
             "l2": round(float((adversarial - images).flatten(1).norm(dim=1).mean()), 4),
             "targets": [digest for digest, _ in targets],
-            "passes": self.attack.passes * len(labels),
+            "passes": round(self.attack.passes_on(model) * len(labels)),
         }
 
     def read(

@@ -117,8 +117,8 @@ class RivalStudy:
 
     LGV, the More-Bayesian surrogate and model alignment go on for `epochs` from the end of the standard run; the first
     two collect weights `per_epoch`, the second draws `draws` networks. `slight` are the candidates for slight
-    adversarial training; `penalty` is λ of SAM with input-gradient regularisation. `techniques` are names in
-    `studies.state_of_the_art.TECHNIQUES`; variance tuning takes `neighbours`.
+    adversarial training; `penalty` is λ of SAM with input-gradient regularisation. `techniques` are names that
+    `studies.state_of_the_art.techniques` knows; variance tuning takes `neighbours`.
     """
 
     epochs: int

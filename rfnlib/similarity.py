@@ -81,7 +81,7 @@ class Similarity:
         }
 
     def read(self, lab: Lab, arm: Arm, at: At, rows: Sequence[Sequence[Row]]) -> SharpnessCurve:
-        judged = sum(t.role == "test" for t in lab.scale.targets_of("standard"))
+        judged = len(lab.scale.targets_of("test"))
         cosine = np.array([[np.mean(row["cosines"][:judged]) for row in of] for of in rows])
         names = ("input_top", "input_top_error", "accuracy", "train_accuracy", "train_loss")
         values = {name: np.array([[row.get(name) for row in of] for of in rows], float) for name in names}

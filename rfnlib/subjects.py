@@ -55,7 +55,7 @@ class Subject:
 
 
 class Bench:
-    """The images of `scale` on `device`; `targets(role)` gives the scale's targets of a role as networks.
+    """The images of `scale` on `device`; `targets(against)` gives as networks what `Scale.targets_of` names.
 
     `weights(spec, epoch)` are those of a run after so many epochs, as they would be measured, for a probe that compares
     networks. A probe that takes long calls `tick` after each of its parts: it may raise to stop in time.

@@ -6,18 +6,14 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rfnlib import data, execution, features, training, transfer
-from rfnlib.attacks import PGD, frozen
+from rfnlib import execution
 from rfnlib.execution import Execution, choose, resolve
-from rfnlib.specs import OneCycle, TrainSpec
 
 
 @pytest.fixture
@@ -410,49 +406,3 @@ def test_full_precision_is_without_tf32_and_autocast_and_ends_as_it_began(untouc
     assert settings() == before
     with torch.autocast("cpu", torch.bfloat16), execution.full_precision(torch.device("cpu")):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
-
-
-def measures(device: str) -> dict:
-    """What runs in bf16 once parity is shown: of a network that has learnt the digits, exact values each."""
-    digits = data.load("digits")
-    spec = TrainSpec("digits", "cnn", OneCycle(0.1), 3, width=16, batch=32)
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"cache": Path(folder), "device": device, "precision": "fp32", "compile": False, "progress": False}
-        (last,) = training.train(spec, [3], dataset=digits, **options)
-        model = Execution(device).place(last.load_into(training.network(spec, digits)))
-    images, labels = data.to_float(digits.test_images).to(device), digits.test_labels.to(device)
-    g = features.Features(model)
-
-    def inverted() -> torch.Tensor:
-        with frozen([g]):
-            made = features.invert(lambda x: g(x).float(), images[:100], images[100:200], 20, 0.1)
-        return (255 * made).round().to(torch.uint8)
-
-    return {
-        "predictions": lambda: transfer.predict(model, images),
-        "robustness": lambda: transfer.is_robust(model, images, labels, PGD(0.5, norm="l2", steps=5)),
-        "inversion": inverted,
-    }
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_bf16_measures_what_fp32_does_on_a_gpu():
-    shares = {name: execution.parity(measure, "cuda") for name, measure in measures("cuda").items()}
-    print(shares)
-    assert shares["predictions"] >= 0.995 and shares["robustness"] >= 0.99 and shares["inversion"] >= 0.5
-
-
-def test_parity_compares_bf16_with_fp32():
-    model = nn.Linear(1, 2, bias=False)
-    model.weight.data = torch.tensor([[1.0], [1.001]])  # in bf16 both are 1
-    x = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
-    assert execution.parity(lambda: model(x).argmax(1), "cpu") == 0.5
-    assert execution.parity(lambda: x.argmax(1), "cpu") == 1
-
-
-def test_what_is_measured_is_in_fp32_until_parity_is_shown(monkeypatch):
-    how = Execution("cpu", "bf16")
-    assert how.measuring() == Execution("cpu", "fp32")
-    monkeypatch.setattr(execution, "BF16_MEASURES", True)
-    assert how.measuring() == how

@@ -128,7 +128,7 @@ def test_tables_hold_every_arm_and_say_what_is_missing():
     assert " to " in table.loc[LOWER, "gain, points"] and "×0.8" in table.loc[LOWER, "λ₁"]
     with pytest.raises(MissingRecord):
         found.gates("Q1")
-    with pytest.raises(MissingRecord, match="'averaged' is not complete"):
+    with pytest.raises(MissingRecord, match="averaged: not complete"):
         interventions.measure(lab(missing=(MEAN,))).primaries("Q3")
 
 

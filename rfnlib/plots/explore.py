@@ -84,7 +84,8 @@ def over_records(seen: Seen) -> None:
         "eps": {words.length(eps): eps for eps in seen.radii},
         "target": {"mean of all": None, **{name: i for i, name in enumerate(seen.targets)}},
     }
-    start = {"epoch": seen.epochs()[-1], "rho": seen.rfn or 0.0, "eps": seen.scale.attack.eps, "target": None}
+    rho = seen.rfn if seen.rfn in seen.rhos else seen.rhos[0]  # chosen, it may yet be without records
+    start = {"epoch": seen.epochs()[-1], "rho": rho, "eps": seen.scale.attack.eps, "target": None}
 
     def draw(rho: float, eps: float, epoch: float, target: int | None) -> Drawn:
         alt = "Success rate by epoch, by ρ and by ε, as far as it is recorded, with 95 % intervals; a ring marks where."
@@ -150,7 +151,7 @@ def over_digits(lab: Lab, attack: Callable[..., Attacked]) -> None:
         "epoch": {f"{e}": float(e) for e in range(1, scale.epochs + 1)},
         "rho": _rhos((0.0, *scale.rhos)),
         "eps": {words.length(n / 255): n / 255 for n in LEVELS},
-        "target": {t.name: i for i, t in enumerate(scale.targets_of("standard")) if t.role == "test"},
+        "target": {t.name: i for i, t in enumerate(scale.targets_of("test"))},
     }
     start = {"epoch": scale.end, "rho": scale.rhos[-1], "eps": scale.attack.eps, "target": 0}
 

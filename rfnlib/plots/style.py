@@ -75,9 +75,9 @@ def kind(name: str) -> tuple[Any, str]:
     return KINDS.get(name.replace(",", " ").split()[0], (GREY, "o"))
 
 
-def shades(n: int, of: str = "decay") -> list[Any]:
-    """`n` shades of the colour of a kind, full first, for members of one family such as decays at several epochs."""
-    colour = np.array(KINDS[of][0])
+def shades(n: int) -> list[Any]:
+    """`n` shades of the colour of decays, full first, for those at several epochs."""
+    colour = np.array(KINDS["decay"][0])
     return [tuple(1 - a * (1 - colour)) for a in np.linspace(1.0, 0.5, n)]
 
 

@@ -24,6 +24,7 @@ from rfnlib.scale import Scale, decaying
 from rfnlib.specs import Minimizer
 from rfnlib.studies import lr_decay, pilots, rfn_gains, sharpness_drop
 
+NOTEBOOK, ABOUT = "09_explore", rfn_gains.NOTEBOOK  # and the notebook that decides at which scale it is committed
 MEAN = None  # in the place of a target's number: the mean of all
 
 
@@ -192,9 +193,8 @@ def attacked(lab: Lab, rho: float, eps: float, epoch: float, target: int) -> Att
     """
     wanted = lab.scale.test_images
     images, labels = (part[:wanted] for part in lab.bench.attacked)
-    targets = [model for _, model in lab.bench.targets("standard")]
-    roles = [t.role for t in lab.scale.targets_of("standard")]
-    right = [transfer.predict(m, images) == labels for m, role in zip(targets, roles, strict=True) if role == "test"]
+    targets = [model for _, model in lab.bench.targets("standard")]  # test ones first
+    right = [transfer.predict(m, images) == labels for m in targets[: len(lab.scale.targets_of("test"))]]
     counted = functools.reduce(Tensor.logical_and, right)
     adversarial = replace(lab.scale.attack, eps=eps)(_surrogates(lab, rho)[epoch], images, labels)
     after = transfer.predict(targets[target], adversarial)

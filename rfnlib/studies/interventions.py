@@ -153,7 +153,7 @@ class Views:
         Raises:
             MissingRecord: it is not complete.
         """
-        curves = self.similarity if measure in ("input_top", "cosine") else self.sharpness
+        curves = self.similarity if measure in Similarity.measures else self.sharpness
         curve = complete(curves, name)
         values = curve.at(moment * curve.end, measure)
         return values if measure in PLAIN else np.log(np.where(values > 0, values, np.nan))
@@ -177,14 +177,15 @@ class Views:
         return self.rate(name, moment, **how) - self.rate(over, moment, **how)
 
 
-def complete(curves: Mapping[str, Any], name: str) -> Any:
-    """The curve of that name.
+def complete(curves: Mapping[Any, Any], name: Any) -> Any:
+    """The curve of that name, or of a setting and a surrogate.
 
     Raises:
         MissingRecord: there is none.
     """
     if name not in curves:
-        raise MissingRecord(f"the arm {name!r} is not complete; compute it with `python -m rfnlib run`.")
+        what = name if isinstance(name, str) else ", ".join(name)
+        raise MissingRecord(f"{what}: not complete; compute it with `python -m rfnlib run` at this scale.")
     return curves[name]
 
 

@@ -36,6 +36,7 @@ from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.probes import Clean, Transfer
 from rfnlib.scale import VARIED, Scale
 from rfnlib.studies import counting, features, pilots
+from rfnlib.studies.interventions import complete
 from rfnlib.transforms import GradientNorm
 
 NOTEBOOK = "07_threat_model"
@@ -238,9 +239,7 @@ class ThreatModel:
         Raises:
             MissingRecord: it is not complete.
         """
-        if (found := self.curves[claim].get((setting, surrogate))) is None:
-            raise MissingRecord(f"{surrogate}, {setting}: not recorded; compute it with `python -m rfnlib run`.")
-        return found
+        return complete(self.curves[claim], (setting, surrogate))
 
     def has(self, claim: str, *settings: str) -> bool:
         """Whether RFN and SGD stopped early are complete in these settings."""
@@ -420,7 +419,8 @@ def _diversity(found: ThreatModel) -> str:
 def _feature_gap(found: ThreatModel) -> str:
     table = feature_gap(found.lab)
     if table.empty:
-        raise MissingRecord("surrogates on D_R and D_NR by ε are not complete; compute them with `rfnlib run`.")
+        raise MissingRecord("surrogates on D_R and D_NR by ε are not complete; compute them with "
+                            "`python -m rfnlib run` at this scale.")  # fmt: skip
     said = [f"at {eps} {', '.join(f'{what} {value}' for what, value in row.items())}" for eps, row in table.iterrows()]
     return f"Points of success: {'; '.join(said)}."
 
