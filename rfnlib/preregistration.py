@@ -82,8 +82,9 @@ def _settings(scale: Scale) -> dict[str, str]:
     run = scale.flat(None, scale.seeds[0])
     first, *second = (arch.label for arch in scale.surrogates)
     slight = scale.rivals.slight
+    images = f"{scale.n_train:,}, as many of each class" if scale.n_train else "all"
     return {
-        "training images": f"{scale.data}, {f'the first {scale.n_train:,}' if scale.n_train else 'all'}, augmented",
+        "training images": f"{scale.data}, {images}, augmented",
         "surrogate": first,
         "second architecture": words.listed(second) if second else "none",
         "training": f"{scale.epochs} epochs of SGD, batch {scale.batch}, momentum {run.momentum:g}, weight decay "

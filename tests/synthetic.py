@@ -79,6 +79,7 @@ class FakeLab:
     seed_sd: float = 0.0
     robust: Rate = lambda name, e: 0.2
     roles: set = field(default_factory=set)
+    records: dict = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:

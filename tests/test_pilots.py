@@ -1,14 +1,14 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from synthetic import FakeLab, curve
+from synthetic import FakeLab
 
 from rfnlib import scales
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import Arm, At, by_seed
+from rfnlib.measurements import by_seed
+from rfnlib.records import Record
 from rfnlib.specs import Adversary
-from rfnlib.studies import pilots, plan
+from rfnlib.studies import features, pilots, plan
 
 SCALE = replace(
     scales.SMOKE,
@@ -138,10 +138,13 @@ def test_every_gate_says_its_figure_and_its_threshold():
 
 
 def test_runs_that_failed_are_named():
-    lab = FakeLab(SCALE, peaked)
-    seeds = [SCALE.flat(None, seed) for seed in (0, 1)]
-    arm = Arm("GAM", seeds, At(SCALE.transfer, (SCALE.end,)))
-    fine = curve(arm, lambda e: 0.3)
-    failed = replace(fine, accuracy=np.array([[0.8], [0.39]]), loss=np.array([[np.nan], [0.1]]))
-    assert pilots.excluded(lab, {"GAM": fine}) == []
-    assert [line[:10] for line in pilots.excluded(lab, {"GAM": failed})] == ["GAM, run 1", "GAM, run 2"]
+    lab = FakeLab(replace(SCALE, seeds=(0, 1, 2, 3)), peaked)  # whose pilots have a natural accuracy of 80 %
+    fine, low, pilot, built = (replace(SCALE.flat(None, seed), width=9) for seed in (0, 1, 100, 2))
+    built = replace(built, features=features.inverted(SCALE, robust=False))
+    burst = replace(fine, seed=3)
+    for spec, loss, right in ((fine, 0.1, 0.41), (low, 0.1, 0.39), (pilot, 0.1, 0.1), (built, 0.1, 0.1),
+                              (burst, None, 0.8)):  # fmt: skip
+        row = {"iteration": spec.epochs, "train_loss": loss, "accuracy": right}
+        lab.records[spec] = Record("transfer", spec, {}, "", 1, rows=[row])
+    said = {low: "loss 0.1, natural accuracy 39.0%", burst: "loss None, natural accuracy 80.0%"}
+    assert pilots.excluded(lab) == [f"{spec.short_name}: {why}" for spec, why in said.items()]

@@ -21,6 +21,7 @@ from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.minimizers import method
+from rfnlib.probes import Transfer
 from rfnlib.recipes import Collected
 from rfnlib.scale import Arch, Scale
 from rfnlib.specs import Adversary, Minimizer, Step, TrainSpec
@@ -304,18 +305,21 @@ def gates(lab: Lab, claim: str | None = None) -> list[Gate]:
     return [EVERY[name](lab) for name in (GATES[claim] if claim else EVERY)]
 
 
-def excluded(lab: Lab, curves: Mapping[str, TransferCurve]) -> list[str]:
-    """Which runs the plan excludes, in words: the loss is not finite, or accuracy is below half of the pilots' SGD.
+def excluded(lab: Lab) -> list[str]:
+    """Which judged runs the plan excludes, in words: the loss is not finite, or accuracy is below half of the pilots'.
 
-    `PREREGISTRATION.md` says what follows for the comparison. Nothing is left out here.
+    Of all claims, as far as they are recorded; runs on built sets are exempt. `PREREGISTRATION.md` says what follows
+    for a comparison. Nothing is left out here: so far nothing had to be.
     """
-    least = validated(lab, arms(lab)["SGD"]).mean("accuracy") / 2
-    found = []
-    for name, run in curves.items():
-        for seed, (loss, accuracy) in enumerate(zip(run.loss[:, -1], run.accuracy[:, -1], strict=True)):
-            if not np.isfinite(loss) or accuracy < least:
-                found.append(f"{name}, run {seed + 1}: loss {loss:.3g}, natural accuracy {accuracy:.1%}")
-    return found
+    least, found = validated(lab, arms(lab)["SGD"]).mean("accuracy") / 2, []
+    for record in lab.records.values():
+        spec = record.spec
+        if not isinstance(spec, TrainSpec) or record.kind != Transfer.kind or spec.features:
+            continue
+        row = record.at(spec.epochs)
+        if spec.seed in lab.seeds and row and (row["train_loss"] is None or row["accuracy"] < least):
+            found.append(f"{spec.short_name}: loss {row['train_loss']}, natural accuracy {row['accuracy']:.1%}")
+    return sorted(set(found))
 
 
 # --- for readers ----------------------------------------------------------------------------------------
