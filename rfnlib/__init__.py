@@ -8,4 +8,4 @@ import os
 # runs, on small networks too. It is read when torch is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,6 +1,7 @@
 """What a claim is, and the rule that judges it. The paper's claims themselves are in `rfnlib.studies`.
 
-Each claim has one primary difference, named before anything was measured, and a margin: how much would matter.
+Each claim has one primary difference, or several that must all be positive, named before anything was measured, and a
+margin: how much would matter.
 
 ============  ===========================================================================
 supported     its 95 % interval lies above 0
@@ -28,7 +29,8 @@ WORDS = ("supported", "contradicted", "no effect", "inconclusive", "not testable
 UNDECIDED = {  # what two of them say of any claim, and what follows from it
     "inconclusive": (
         "is not decided",
-        "No advice follows yet: the interval holds gains and losses that would matter, and more seeds would narrow it.",
+        "No advice follows yet: the data cannot tell whether there is a difference that matters, and more seeds would "
+        "narrow the interval.",
     ),
     "not testable": (
         "cannot be tested at this scale",
@@ -159,6 +161,8 @@ class Verdict:
     def _tested(self) -> str:
         name, p = ("p", self.p) if self.holm is None else ("Holm p", self.holm)
         text = "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}"[1:]
+        if self.holm is None:
+            return f"{name} {text} before Holm's correction"
         return f"{name} {text}" + ("" if self.survives else ", which it does not survive")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from rfnlib import addresses, paths, scales, status, studies, words
+from rfnlib.claims import Verdict
 from rfnlib.lab import Lab
 from rfnlib.studies import pilots
 
@@ -24,7 +25,7 @@ def claims_table() -> str:
     for name, claim in studies.every_claim().items():
         found = {scale: of[name] for scale, of in verdicts.items() if name in of}
         said = [f"{scale}: {headline}" for scale, (_, headline) in found.items()]
-        word = [f"{scale}: **{verdict.word}**" for scale, (verdict, _) in found.items()]
+        word = [f"{scale}: **{verdict.word}**{_beside(verdict)}" for scale, (verdict, _) in found.items()]
         notebook = studies.of(name).NOTEBOOK
         rows[name] = {
             "claim": claim.sentence,
@@ -34,6 +35,12 @@ def claims_table() -> str:
             "verdict": "<br>".join(word) or "–",
         }
     return markdown(pd.DataFrame(rows).T.rename_axis(""))
+
+
+def _beside(verdict: Verdict) -> str:
+    """What Holm's correction over all claims makes of a verdict."""
+    p = studies.holm_p(verdict)
+    return p and f" (Holm's p {p}{'' if verdict.survives else ', which it does not survive'})"
 
 
 def _hours_left() -> dict[str, str]:

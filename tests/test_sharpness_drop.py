@@ -81,6 +81,8 @@ def test_the_factor_is_the_one_that_was_put_in():
     assert "higher by the factor 1.50" in measured(1 / 1.5, 1e-6).headline()
     for d in SCALE.decays:
         assert np.allclose(found.below_before(d), np.log(1.5), atol=1e-4)
+        assert f"after {d}, 66.7 (" in found.afterwards()
+    assert f"{len(SCALE.decays)} show a drop, {len(SCALE.decays)} at 95 %" in found.headline()
 
 
 def test_what_is_not_defined_is_said_in_words_and_leaves_the_verdict():
@@ -88,7 +90,7 @@ def test_what_is_not_defined_is_said_in_words_and_leaves_the_verdict():
     assert found.verdict().word == "supported" and "not defined at equal loss" in found.headline()
     assert set(found.by_measure().loc["λ₁ at equal loss"]) == {words.MISSING}
     assert (found.late_phase()["trace"] == words.MISSING).all()
-    assert "nan" not in found.by_decay().to_string()
+    assert "nan" not in found.by_decay().to_string() and "nan" not in found.afterwards()
 
 
 def test_sam_and_rfn_appear_when_they_are_measured_and_are_not_needed():

@@ -3,8 +3,8 @@
 Each has one protocol:
 
 - `NOTEBOOK`, and `CLAIMS`, the claims that it judges, by id;
-- `arms(lab)`: what is measured, by name, stated once;
-- `plan(lab)`: the measurements in the order of their use; and `later(lab)`, if it has some that all others go before;
+- `plan(lab)`: the measurements, those of arms that are stated once, in the order of their use; and `later(lab)`, if it
+  has some that all others go before;
 - `measure(lab)`: the same arms read, as a result with `verdict(claim)`, `headline(claim)`, tables and all that figures
   need.
 
@@ -27,6 +27,7 @@ from rfnlib.measurements import Measurement
 from rfnlib.scale import Scale
 from rfnlib.studies import (
     better_surrogate,
+    explore,
     features,
     lr_decay,
     pilots,
@@ -42,7 +43,6 @@ BASIS = ("seed", "target", "image")  # what verdicts rest on
 STUDIES: list[ModuleType] = [pilots, lr_decay, rfn_gains, sharpness_drop, state_of_the_art, features]
 # Questions that the paper leaves open. All of them come after its claims, and Holm's correction of each goes by itself.
 BEYOND: list[ModuleType] = [why, better_surrogate, threat_model]
-EXPLORE = "09_explore"  # a notebook that shows arms of other studies
 
 Judged = Mapping[str, tuple[Verdict, str]]  # by claim: its verdict, and its headline
 
@@ -107,10 +107,11 @@ def judging() -> list[Scale]:
 def decided_at(notebook: str) -> str:
     """The name of the scale that a notebook is committed at.
 
-    It is the one whose records decide most of its study's claims (of claims C4 to C6 for notebook 09, which shows their
-    arms; of all for notebook 00); the larger of equal ones; and "smoke" while no judging scale decides any.
+    It is the one whose records decide most of its study's claims (of claims C4 to C6 for notebook 09, which shows
+    their arms among others; of all for notebook 00); the larger of equal ones; and "smoke" while no judging scale
+    decides any.
     """
-    about = rfn_gains.NOTEBOOK if notebook == EXPLORE else notebook
+    about = explore.ABOUT if notebook == explore.NOTEBOOK else notebook
     own = [study for study in (*STUDIES, *BEYOND) if about == study.NOTEBOOK] or STUDIES
     decided = {scale.name: len(verdicts(Lab(scale, "replay"), own)) for scale in judging()}
     most = max(decided.values())
@@ -174,7 +175,7 @@ def verdict_table(
             called: claim.sentence,
             "verdict": verdict.word if verdict else "",
             "what was found": headline,
-            "Holm's p": _p(verdict),
+            "Holm's p": holm_p(verdict),
             "notebook": of(name).NOTEBOOK[:2],
         }
     return pd.DataFrame(rows).T.rename_axis("claim")
@@ -198,7 +199,9 @@ def summary(lab: Lab, verdicts: Judged) -> str:
         return " ".join([*text, "The gates are not measured yet."])
     failed = [gate.name for gate in gates if not gate.passed]
     but = f"; not passed: {'; '.join(failed)}" if failed else ""
-    return " ".join([*text, f"Of {words.count(len(gates), 'gate')} {len(gates) - len(failed)} are passed{but}."])
+    text.append(f"Of {words.count(len(gates), 'gate')} {len(gates) - len(failed)} are passed{but}.")
+    text.append(f"Runs that the plan excludes: {'; '.join(pilots.excluded(lab)) or 'none'}.")
+    return " ".join(text)
 
 
 def _surviving(found: list[Verdict]) -> str:
@@ -212,7 +215,8 @@ def _surviving(found: list[Verdict]) -> str:
     return f"After Holm's correction for {of}: {kept}."
 
 
-def _p(verdict: Verdict | None) -> str:
+def holm_p(verdict: Verdict | None) -> str:
+    """Holm's p of a verdict that has one, in words; empty of others."""
     if verdict is None or verdict.holm is None or verdict.word == "not testable":
         return ""
     return "< 0.001" if verdict.holm < 0.001 else f"{verdict.holm:.3f}"

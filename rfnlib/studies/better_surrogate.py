@@ -266,8 +266,8 @@ class Better:
             return f"{answer}: success there is {words.against(self.over('SGD', robust=True))} that of SGD."
         least = self.closest()
         return (
-            f"{answer}: success of {self.winner} ({costs}) is {words.against(self.over(least))} that of {least}, which "
-            f"comes closest, and {words.against(self.over('RFN'))} that of RFN."
+            f"{answer}: success of {self.winner} ({costs}) is {words.against(self.over(least))} that of {least}, the "
+            f"strongest rival, and {words.against(self.over('RFN'))} that of RFN."
         )
 
     def search_table(self) -> pd.DataFrame:

@@ -38,6 +38,12 @@ def other_targets(targets: Sequence[str]) -> Ways:
     return {"targets as a random sample of such targets": {"random_targets": True}, **rest}
 
 
+def otherwise(targets: Sequence[str]) -> Ways:
+    """As judged, over other images, and over other targets: what a plan's sensitivities count from the same records."""
+    as_judged, *others = other_images().items()
+    return {"as judged": as_judged[1], **dict(others), **other_targets(targets)}
+
+
 def estimates(difference: Difference, ways: Ways) -> dict[str, Any]:
     """The difference in each way, with its interval."""
 

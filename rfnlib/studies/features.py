@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -22,7 +24,7 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.scale import Scale
 from rfnlib.specs import FeatureSet, TrainSpec
-from rfnlib.studies import pilots
+from rfnlib.studies import counting, pilots
 
 NOTEBOOK = "01_non_robust_features"
 CLAIMS = claims.by_id(
@@ -206,9 +208,13 @@ class EarlyStopping:
     other_eps: dict[tuple[float, str], TransferCurve]
     training_gates: list[Gate]
 
-    def help(self, name: str) -> Influence:
-        """h: success where the surrogate is stopped early less that at its end."""
-        return self.curves[name].at(self.stops[name]) - self.curves[name].at()
+    def help(self, name: str, **how: Any) -> Influence:
+        """h: success where the surrogate is stopped early less that at its end.
+
+        Args:
+            how: how images and targets are counted, as `TransferCurve.at` takes it.
+        """
+        return self.curves[name].at(self.stops[name], **how) - self.curves[name].at(**how)
 
     @property
     def gates(self) -> list[Gate]:
@@ -222,10 +228,17 @@ class EarlyStopping:
     def headline(self, claim: str = "C1") -> str:
         """What was found, in one sentence."""
         said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in ("D_NR", "D_R", "D"))
+        late = [name for name in ("D_NR", "D_R", "D") if self.stops[name] == self.curves[name].end]
+        none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""
         return (
             f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
-            "(points of success)."
+            f"(points of success).{none}"
         )
+
+    def sensitivity(self) -> pd.DataFrame:
+        """What stopping early gains, counted in other ways, from the same records; in points."""
+        gains = {f"on {name}": partial(self.help, name) for name in ("D_NR", "D_R", "D")}
+        return counting.table(gains, counting.otherwise(self.curves["D"].targets), "counted")
 
     def gains(self) -> pd.DataFrame:
         """When each surrogate is stopped, its success there and at the end, and the difference."""

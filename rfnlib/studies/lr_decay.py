@@ -31,15 +31,16 @@ CLAIMS = claims.by_id(
         "Transferability peaks when the learning rate decays, whichever epoch that is",
         ("after the decay − constant rate", "after the decay − at the end"),
         margin=0.02,
-        answer="success {peaks|does not peak|stays the same} after the decay of the learning rate",
+        answer="success {peaks|does not peak|does not peak by an amount that would matter} after the decay of the "
+        "learning rate",
         follows=(
             "Train a surrogate by SGD until shortly after a decay of the learning rate, and no further; how much it "
-            "matters when that decay is, notebook 02 shows decay by decay. What changes in the network then is the "
+            "matters when that decay is, the table decay by decay shows. What changes in the network then is the "
             "question of notebook 03.",
             "Stopping shortly after a decay of the learning rate is no rule for training a surrogate at this scale; "
             "what the paper builds on it, flatness included, needs another reason.",
-            "For transfer it does not matter at this scale whether training stops after a decay of the learning rate "
-            "or goes on: there is no peak to be explained.",
+            "Success does not both rise above that of a constant rate and fall afterwards by amounts that would "
+            "matter: at this scale there is no peak to be explained.",
         ),
     )
 )

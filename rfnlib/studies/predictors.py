@@ -6,8 +6,8 @@ either after a least-squares line on those of z. Intervals are percentiles of a 
 networks of one run are no independent draws. A network that several runs pass through counts once, for one of them:
 those before a decay belong to the run whose rate stays.
 
-It reads records, and computes nothing; and nothing is shown before all seeds of the runs that claim C3 compares are
-there, which most networks belong to.
+It reads records, and computes nothing; and nothing is shown before all seeds of the runs that claims C3 to C6 compare
+are there, which most networks belong to.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def networks(lab: Lab) -> pd.DataFrame:
     scale = lab.scale
     hits = _rows(lab, scale.transfer)
     sharp, alike = _rows(lab, scale.sharpness), _rows(lab, interventions.similar(scale))
-    judged = sum(t.role == "test" for t in scale.targets_of("standard"))
+    judged = len(scale.targets_of("test"))
     found = []
     for network, (record, row) in hits.items():
         flat, like = (of.get(network, (None, {}))[1] for of in (sharp, alike))
@@ -196,9 +196,9 @@ class Predictors:
         frame.insert(0, "networks (runs)", {m: f"{c.networks} ({c.runs})" for m, c in columns["all"].items()})
         return frame.rename(index=MEASURES).rename_axis("measure")
 
-    def ranked(self, given: str | None = None, among: Sequence[str] = tuple(MEASURES)) -> list[str]:
+    def ranked(self, among: Sequence[str] = tuple(MEASURES)) -> list[str]:
         """Measures by the size of their correlation, the largest first; those that have one."""
-        found = self.correlations(given)
+        found = self.correlations()
         known = [m for m in among if np.isfinite(found[m].value)]
         return sorted(known, key=lambda m: -abs(found[m].value))
 
@@ -207,23 +207,25 @@ class Predictors:
         return f"{MEASURES[measure]} {correlation(self.frame, measure, given)}"
 
     def headline(self) -> str:
-        """Which measure predicts transfer best here, and how λ₁ does, in words.
+        """Which measure predicts transfer best here, and how λ₁ does, in words; over the networks that have them all.
 
         Raises:
             MissingRecord: fewer networks are recorded than a correlation takes.
         """
-        best = self.ranked(among=[m for m in MEASURES if m not in GIVEN])
+        measured = [m for m in MEASURES if self.frame[m].notna().any()]
+        of = Predictors(self.frame.dropna(subset=measured))
+        best = of.ranked([m for m in measured if m not in GIVEN])
         if not best:
             raise MissingRecord(
-                f"success and sharpness are recorded of {len(self.frame)} networks, and a correlation takes {ENOUGH}; "
-                "compute more with `python -m rfnlib run`."
+                f"success and sharpness are recorded of {len(of.frame)} networks, and a correlation takes {ENOUGH}; "
+                "compute more with `python -m rfnlib run` at this scale."
             )
-        beside = "" if best[0] == "top" else f"; {self.said('top')}"
-        partial = ", ".join(f"{self.said(best[0], g).removeprefix(MEASURES[best[0]] + ' ')} {GIVEN[g]}" for g in GIVEN)
-        over = f"{words.count(len(self.frame), 'network')} of {words.count(self.frame['run'].nunique(), 'run')}"
+        beside = "" if best[0] == "top" else f"; {of.said('top')}"
+        partial = ", ".join(f"{of.said(best[0], g).removeprefix(MEASURES[best[0]] + ' ')} {GIVEN[g]}" for g in GIVEN)
+        over = f"{words.count(len(of.frame), 'network')} of {words.count(of.frame['run'].nunique(), 'run')}"
         return (
-            f"Over {over}, what goes with success most closely is {self.said(best[0])}, {partial}{beside}; beside them "
-            f"{self.said('train_loss')} and {self.said('accuracy')}."
+            f"Over {over}, what goes with success most closely is {of.said(best[0])}, {partial}{beside}; beside them "
+            f"{of.said('train_loss')} and {of.said('accuracy')}."
         )
 
 
@@ -231,7 +233,10 @@ def measure(lab: Lab) -> Predictors:
     """All networks of judged seeds whose success is recorded with a measure.
 
     Raises:
-        MissingRecord: in replay, the sharpness of a run that claim C3 compares is not recorded.
+        MissingRecord: in replay, the sharpness of a run that claim C3 compares, or a surrogate that claims C4 to C6
+            compare, is not recorded.
     """
     lab.shown(sharpness_drop.arms(lab), needed=lr_decay.judged(lab))
+    compared = rfn_gains.main(lab)
+    lab.shown(compared, needed=compared)
     return Predictors(networks(lab))

@@ -1,7 +1,7 @@
 """What the paper's reviewers and its readers asked, x1 to x31, and what is found here, in a line each, by records.
 
-The paper was rejected for lack of these experiments. Who asked what stands in `QUESTIONS` in our words; an answer is
-a function of the lab, which raises `MissingRecord` as long as its records are not there.
+The reviews are at https://openreview.net/forum?id=8vT0f6x1BY. What was asked stands in `QUESTIONS` in our words; an
+answer is a function of the lab, which raises `MissingRecord` as long as its records are not there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def table(lab: Lab) -> pd.DataFrame:
 
 
 def _definitions(lab: Lab) -> str:
-    return "Notebook 04 states the minimizers as equations, notebook 01 what is robust and what is not."
+    return (
+        "Notebook 04 states SAM and RFN as equations, the API reference of `rfnlib.minimizers` the others; notebook 01 "
+        "says what is robust and what is not."
+    )
 
 
 def _slightly_robust(lab: Lab) -> str:
@@ -72,8 +75,8 @@ def _slightly_robust(lab: Lab) -> str:
     run, stop = found.robustness["D_NR"], found.stops["D_NR"]
     there, end = run.at(run.nearest(stop), features.WEAK), run.at(attack=features.WEAK)
     return (
-        f"Stopped early on D_NR, robust accuracy ({features.WEAK}) is {words.points(there - end)} points above that at "
-        f"the end; success {words.points(found.help('D_NR'))}."
+        f"Stopped early on D_NR, robust accuracy ({features.WEAK}) is {words.against(there - end)} that at the end, "
+        f"and success {words.against(found.help('D_NR'))}."
     )
 
 
@@ -104,8 +107,11 @@ def _other_schedules(lab: Lab) -> str:
         if name not in curves:
             raise MissingRecord(f"the {name} schedule is not recorded")
         run = curves[name]
-        said.append(f"{name} {words.points(run.at(run.best) - run.at())} (epoch {run.best:g})")
-    return f"Highest success less that at the end, in points: {'; '.join(said)}."
+        said.append(f"{name} {words.points((run.at(run.best) - run.at()).value)} (epoch {run.best:g})")
+    return (
+        f"Highest success less that at the end, in points: {'; '.join(said)}; without intervals, for the highest of "
+        "many epochs is above the end by luck alone."
+    )
 
 
 def _relative_flatness(lab: Lab) -> str:

@@ -147,13 +147,15 @@ class Drop:
 
     def headline(self, claim: str = "C3") -> str:
         """What was found, in one sentence."""
-        flatter = sum(self.below_constant(d).mean() > 0 for d in self.decays)
+        each = [estimated(self.below_constant(d)) for d in self.decays]
+        flatter = sum(e is not None and e.value > 0 for e in each)
+        surely = sum(e is not None and e.low > 0 for e in each)
         equal = self.drop("matched")
         beside = f"{words.lower(equal)} when both are scaled to equal loss" if equal else "not defined at equal loss"
         return (
             f"{self.verdict(claim).answer}: {words.count(self.after, 'epoch')} after it, λ₁ of the loss is "
             f"{words.lower(self.drop())} than that of the run that did not decay, and {beside} (means of decays at "
-            f"{words.listed(self.decays)}; {flatter} of {len(self.decays)} show a drop)."
+            f"{words.listed(self.decays)}; {flatter} of {len(self.decays)} show a drop, {surely} at 95 %)."
         )
 
     # --- tables ---
@@ -186,6 +188,19 @@ class Drop:
                 "lower at equal loss by": words.factor(estimated(self.below_constant(d, "matched"))),
             }
         return pd.DataFrame(rows).T.rename_axis("run")
+
+    def afterwards(self) -> str:
+        """Where λ₁ is lowest after each single decay, and at the last look after it: a drop need not last."""
+        said = []
+        for d in self.decays:
+            run = decaying(d)
+            levels = {e: self.level(run, e) for e in self.sharpness[run].epochs if e > d}
+            known = {e: level for e, level in levels.items() if level}
+            if known:
+                low, last = min(known, key=lambda e: known[e].value), max(known)
+                there = [f"{words.level(known[e])} at epoch {e:g}" for e in (low, last)]
+                said.append(f"after {d}, {' and '.join(there)}")
+        return f"λ₁ where it is lowest after a decay, and at the last look: {'; '.join(said)}."
 
     def late_phase(self) -> pd.DataFrame:
         """Success and sharpness under the standard schedule, from its last decay to the end of the run."""

@@ -4,7 +4,8 @@ With s_M the success rate of surrogate M, each at the epoch where it is used, an
 
 - C7: s_RFN − s_R, R being the better of LGV and SAT, named on pilots: not below −margin (non-inferiority);
 - C8: the mean over techniques of s_{RFN+t} − max(s_{SGD+t}, s_RFN): a technique on RFN against the same one on SGD, and
-  against RFN alone, whichever succeeds more. That the larger is taken from the judged data makes C8 harder to support.
+  against RFN alone, whichever succeeds more. That the larger is taken from the judged data makes C8 harder to
+  support, and a little easier to contradict where neither is clearly larger.
 
 Both are means over the targets, paired by seed and image. All else is secondary and has no verdict.
 """
@@ -250,6 +251,23 @@ class StateOfTheArt:
             f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
         )
 
+    def sensitivity(self) -> pd.DataFrame:
+        """The judged differences counted in other ways, from the same records; in points."""
+        judged: dict[str, counting.Difference] = {"C7": partial(self.rivalry.against, self.rivalry.rival)}
+        if not self.grid.left:
+            judged["C8"] = self.grid.added
+        return counting.table(judged, counting.otherwise(self.targets), "counted")
+
+    def by_target(self) -> str:
+        """Whether RFN keeps up on each target, in words."""
+        gain = partial(self.rivalry.against, self.rivalry.rival)
+        return f"RFN over {self.rivalry.rival}, by target: {counting.signs(gain, counting.each(self.targets))}"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the test targets."""
+        return self.rivalry.curves["RFN"].targets
+
 
 @dataclass(frozen=True)
 class Rivalry:
@@ -267,10 +285,14 @@ class Rivalry:
     sharpness: dict[str, SharpnessCurve]
     robustness: dict[str, RobustnessCurve]
 
-    def against(self, name: str) -> Influence:
-        """Success of RFN less that of surrogate `name`: same seeds, same images."""
+    def against(self, name: str, **how: Any) -> Influence:
+        """Success of RFN less that of surrogate `name`: same seeds, same images.
+
+        Args:
+            how: how images and targets are counted, as `TransferCurve.at` takes it.
+        """
         seeds = min(self.curves["RFN"].seeds, self.curves[name].seeds)
-        return self.curves["RFN"].first(seeds).at() - self.curves[name].first(seeds).at()
+        return self.curves["RFN"].first(seeds).at(**how) - self.curves[name].first(seeds).at(**how)
 
     def by_success(self) -> list[str]:
         """The surrogates, the most successful first."""
@@ -328,9 +350,9 @@ class Grid:
     curves: dict[tuple[str, str], TransferCurve]
     planned: tuple[str, ...]
 
-    def rate(self, surrogate: str, technique: str) -> Influence:
-        """Success of `technique` on `surrogate`."""
-        return self.curves[surrogate, technique].at()
+    def rate(self, surrogate: str, technique: str, **how: Any) -> Influence:
+        """Success of `technique` on `surrogate`; `how` images and targets are counted, `TransferCurve.at` tells."""
+        return self.curves[surrogate, technique].at(**how)
 
     @property
     def techniques(self) -> list[str]:
@@ -338,27 +360,33 @@ class Grid:
         both = [t for t in ("none", *self.planned) if all((s, t) in self.curves for s in JUDGED)]
         return both[1:] if "none" in both else []
 
-    def over_sgd(self, technique: str) -> Influence:
+    @property
+    def left(self) -> list[str]:
+        """Techniques that claim C8 is about and that are not recorded."""
+        return [t for t in self.planned if t not in self.techniques]
+
+    def over_sgd(self, technique: str, **how: Any) -> Influence:
         """Success of a technique on RFN less that on SGD trained to its end."""
-        return self.rate("RFN", technique) - self.rate("SGD", technique)
+        return self.rate("RFN", technique, **how) - self.rate("SGD", technique, **how)
 
-    def over_alone(self, technique: str) -> Influence:
+    def over_alone(self, technique: str, **how: Any) -> Influence:
         """Success of a technique on RFN less that of RFN alone."""
-        return self.rate("RFN", technique) - self.rate("RFN", "none")
+        return self.rate("RFN", technique, **how) - self.rate("RFN", "none", **how)
 
-    def over_better(self, technique: str) -> Influence:
+    def over_better(self, technique: str, **how: Any) -> Influence:
         """Success of a technique on RFN less the better of SGD under it and RFN alone: the smaller difference."""
-        return min(self.over_sgd(technique), self.over_alone(technique), key=lambda d: d.value)
+        return min(self.over_sgd(technique, **how), self.over_alone(technique, **how), key=lambda d: d.value)
 
-    def added(self) -> Influence:
+    def added(self, **how: Any) -> Influence:
         """The primary difference of C8: the mean over techniques of `over_better`.
 
         Raises:
             MissingRecord: a technique is not recorded.
         """
-        if left := [t for t in self.planned if t not in self.techniques]:
-            raise MissingRecord(f"{words.listed(left)} on SGD and RFN: not recorded; run `python -m rfnlib run`.")
-        return average([self.over_better(t) for t in self.planned])
+        if left := self.left:
+            raise MissingRecord(f"{words.listed(left)} on SGD and RFN: not recorded; compute them with "
+                                "`python -m rfnlib run` at this scale.")  # fmt: skip
+        return average([self.over_better(t, **how) for t in self.planned])
 
     def gain(self, surrogate: str, technique: str) -> Influence | None:
         """What a technique adds to the plain attack on the same surrogate; None where one is not recorded."""

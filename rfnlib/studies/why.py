@@ -19,7 +19,7 @@ from functools import cached_property
 from rfnlib import claims, words
 from rfnlib.claims import Claim
 from rfnlib.lab import Lab, MissingRecord
-from rfnlib.measurements import Arm, Measurement
+from rfnlib.measurements import Measurement
 from rfnlib.studies import edge, interventions, journey, predictors
 from rfnlib.studies.interventions import BATCH, LOWER, MEAN, NOISE, RFN, SAME
 
@@ -35,10 +35,11 @@ CLAIMS = claims.by_id(
         "does not raise success, or no more than noise as large}",
         follows=(
             "Flatness by itself is worth something: at the same rate, from the same network, minimising sharpness made "
-            "a better surrogate, and a random perturbation as large did not.",
+            "a better surrogate, and a better one than a random perturbation as large did.",
             "Flatness by itself is no reason to expect transfer: at the same rate it cost success, or noise as large "
             "did better. What RFN gains over whole trainings has another cause.",
-            "Flatness by itself, at the same rate, changes nothing that matters within so short a training.",
+            "Flatness by itself, at the same rate, gives nothing that matters beyond what going on, or noise as large, "
+            "gives within so short a training.",
         ),
     ),
     Claim(
@@ -46,8 +47,8 @@ CLAIMS = claims.by_id(
         "A lower learning rate raises transferability by more than flatness does",
         ("lower rate − RFN at the unchanged rate",),
         margin=0.03,
-        answer="a lower rate {raises success more than|raises success less than|does as much for success as} "
-        "flatness at the unchanged rate, which is as flat or flatter",
+        answer="a lower rate {leads to more success than|leads to less success than|does as much for success as} "
+        "flatness at the unchanged rate",
         follows=(
             "The peak after a decay is not flatness alone: a network as flat or flatter, without the lower rate, "
             "succeeds less. The loss, which falls with the rate, is the next suspect.",
@@ -72,15 +73,7 @@ CLAIMS = claims.by_id(
     ),
 )
 
-# Of reviewers, by the numbers of the list that notebook 06 has: `Why.answer` says what is found on each.
-QUESTIONS = ("x4", "x6", "x8", "x10", "x13", "x14", "x15", "x19", "x21", "x22", "x25")
-
 CORRELATED = ("x4", "x6", "x13", "x19", "x25")  # those that rest on correlations alone
-
-
-def arms(lab: Lab) -> dict[str, Arm]:
-    """What the claims are judged by."""
-    return interventions.arms(lab)
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
@@ -168,7 +161,7 @@ class Why:
 
         Raises:
             MissingRecord: in replay, what it rests on is not recorded.
-            LookupError: a question that is not answered here.
+            KeyError: this study does not answer it.
         """
         answers: dict[str, Callable[[], str]] = {
             "x4": lambda: f"success and λ₁, {self.partial('top')}",
@@ -184,13 +177,8 @@ class Why:
             ),
             "x21": lambda: f"success by {self.predictors.said('matched')}; {self.edge.headline()}",
             "x22": lambda: self.edge.headline(),
-            "x25": lambda: (
-                f"{self.predictors.said('cosine')}, {self.predictors.said('input_top')}, against "
-                f"{self.predictors.said('top')}"
-            ),
+            "x25": self._alike,
         }
-        if x not in answers:
-            raise LookupError(f"{x} is not answered in notebook 06; there are {', '.join(answers)}.")
         if x in CORRELATED and self.predictors.frame.empty:
             raise MissingRecord("no network of a judged seed has both its success and a measure recorded")
         said = answers[x]()
@@ -211,6 +199,12 @@ class Why:
         found = self.predictors
         return "; ".join(found.said(measure) for measure in found.ranked())
 
+    def _alike(self) -> str:
+        if not self.predictors.frame["cosine"].notna().any():
+            raise MissingRecord("likeness to the targets is not recorded of any network")
+        of = {measure: self.predictors.said(measure) for measure in ("cosine", "input_top", "top")}
+        return f"{of['cosine']}, {of['input_top']}, against {of['top']}"
+
     def _against_noise(self) -> str:
         gain = words.points(self.interventions.ends.gain(RFN, over=NOISE))
         flat = words.factor(self.interventions.ends.change(NOISE, "top"))
@@ -219,11 +213,13 @@ class Why:
     def _chain(self) -> str:
         ends = self.interventions.ends
         names = [name for name in ends.success if name != SAME]
+        if not names:
+            raise MissingRecord("no intervention is recorded; compute them with `python -m rfnlib run` at this scale.")
         said = [f"{n} {words.points(ends.gain(n))}, λ₁ {words.factor(ends.change(n, 'top'))}" for n in names]
         return f"against going on unchanged, success in points and λ₁: {'; '.join(said)}"
 
     def _coloured(self) -> str:
         if not self.landscapes:
-            raise MissingRecord("no plane is recorded; compute it with `python -m rfnlib run`.")
+            raise MissingRecord("no plane is recorded; compute it with `python -m rfnlib run` at this scale.")
         said = [f"{plane.name}: {words.signed(plane.along(), 2)}" for plane in self.landscapes]
         return f"measured planes; rank correlation of loss and success over the grid, {'; '.join(said)}"
