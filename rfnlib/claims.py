@@ -162,7 +162,7 @@ class Verdict:
         name, p = ("p", self.p) if self.holm is None else ("Holm p", self.holm)
         text = "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}"[1:]
         if self.holm is None:
-            return f"{name} {text} before Holm's correction"
+            return f"{name} {text}" + (" before Holm's correction" if self.p < 1 else "")
         return f"{name} {text}" + ("" if self.survives else ", which it does not survive")
 
 

@@ -101,7 +101,7 @@ def test_rivals_go_on_from_rfn_as_they_do_from_sgd():
 def test_q7_asks_the_winner_to_beat_each_rival(closest, word):
     found = better.measure(lab_where({"winner": 0.5, "LGV from RFN": closest}))
     assert found.verdict("Q7").word == word
-    assert found.closest() == "LGV from RFN" and "LGV from RFN, which comes closest" in found.headline("Q7")
+    assert found.closest() == "LGV from RFN" and "LGV from RFN, the strongest rival" in found.headline("Q7")
     assert f"{BEST} − LGV from RFN" in str(found.verdict("Q7"))
     assert interval(found.over("RFN")).value == pytest.approx(0.2, abs=0.03)
 

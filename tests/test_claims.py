@@ -274,7 +274,8 @@ def test_a_verdict_is_one_line():
     assert str(verdict) == (
         f"C4 supported: RFN − early stopping +4.2 points (95 % 1.3 to 7.1; {expected}; Holm p .012)"
     )
-    assert str(dataclasses.replace(verdict, holm=None)).endswith(f"margin 3; p {verdict.p:.3f})".replace("p 0", "p "))
+    before = f"margin 3; p {verdict.p:.3f} before Holm's correction)".replace("p 0", "p ")
+    assert str(dataclasses.replace(verdict, holm=None)).endswith(before)
     assert str(dataclasses.replace(verdict, holm=0.112)).endswith("Holm p .112, which it does not survive)")
     assert str(dataclasses.replace(verdict, holm=1e-5)).endswith("Holm p < .001)")
     assert str(dataclasses.replace(verdict, holm=1.0)).endswith("Holm p 1, which it does not survive)")

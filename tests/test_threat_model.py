@@ -93,7 +93,7 @@ def test_what_stands_beside_moves_no_primary_difference():
 
 def test_a_question_waits_for_its_own_records_only():
     found = measured(missing=("RFN: half as many", "RFN: PGN", "SGD: noisy labels"))
-    with pytest.raises(MissingRecord, match="RFN, half as many: not recorded"):
+    with pytest.raises(MissingRecord, match="RFN, half as many: not complete"):
         found.verdict("Q4")
     assert {found.verdict(claim).word for claim in ("Q5", "Q6")} == {"no effect"}
     assert list(found.sensitivity().columns) == ["Q5", "Q6"]

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from rfnlib.intervals import Estimate, interval
 from rfnlib.plots import style
 from rfnlib.scale import CONSTANT
-from rfnlib.studies.interventions import MOMENTS
 
 if TYPE_CHECKING:
     from rfnlib.studies.edge import Edge
@@ -94,7 +93,7 @@ def way(found: Interventions) -> Figure:
             if label not in ("success rate, %", WAY["cosine"]) and _drawn(axis):
                 style.logarithmic(axis)
             axis.set_xscale("symlog", linthresh=found.length / 40, linscale=0.3)
-            ticks = [0, *(found.length * m for m in MOMENTS)]
+            ticks = [0, *(found.length * m for m in found.moments)]
             axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axis.minorticks_off()
         figure.legend(*axes.flat[0].get_legend_handles_labels(), ncols=len(ARMS), loc="outside upper center")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -184,7 +184,7 @@ def complete(curves: Mapping[Any, Any], name: Any) -> Any:
         MissingRecord: there is none.
     """
     if name not in curves:
-        what = name if isinstance(name, str) else ", ".join(name)
+        what = name if isinstance(name, str) else ", ".join(reversed(name))
         raise MissingRecord(f"{what}: not complete; compute it with `python -m rfnlib run` at this scale.")
     return curves[name]
 
@@ -204,6 +204,7 @@ class Interventions:
     way: Views
     length: int
     trained: list[Gate]
+    moments: ClassVar[Sequence[float]] = MOMENTS
 
     # --- the judgement ---
 
