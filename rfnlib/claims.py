@@ -194,7 +194,7 @@ def judge(
     wanted = len(primaries) == len(words) == len(claim.primary) or (primary is None and failed)
     asked, given = f"{len(claim.primary)} ({'; '.join(claim.primary)})", f"{len(primaries)} with {len(words)} names"
     require(wanted, f"{claim.id} is judged by so many differences: {asked}, not {given}; none only if a gate failed.")
-    estimates = tuple(replace(d if isinstance(d, Estimate) else interval(d), confidence=0.95) for d in primaries)
+    estimates = tuple(d if isinstance(d, Estimate) else interval(d) for d in primaries)
     word, p = ("not testable", 1.0) if failed else _decide(estimates, claim.margin, claim.non_inferiority)
     return Verdict(claim, word, words[: len(estimates)], estimates, tuple(gates), p)
 

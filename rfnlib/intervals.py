@@ -31,7 +31,6 @@ class Estimate:
         seeds: how many surrogates.
         images: how many counted images; 0 if none were.
         targets: how many target networks; 0 if none were.
-        confidence: that of `low` and `high`.
         bounds: the least and the largest value that there can be; the interval stays inside.
     """
 
@@ -42,16 +41,17 @@ class Estimate:
     seeds: int
     images: int = 0
     targets: int = 0
-    confidence: float = 0.95
     bounds: tuple[float, float] = UNBOUNDED
 
     @property
     def low(self) -> float:
-        return self.at(self.confidence)[0]
+        """The lower end of the 95 % interval."""
+        return self.at(0.95)[0]
 
     @property
     def high(self) -> float:
-        return self.at(self.confidence)[1]
+        """Its upper end."""
+        return self.at(0.95)[1]
 
     def at(self, confidence: float) -> tuple[float, float]:
         """The interval centre ± t·error at another level, t the quantile of Student's distribution."""
@@ -143,7 +143,7 @@ def slope(rates: Sequence[Influence], x: Sequence[float]) -> Influence:
     return combine(rates, [float(w) for w in around / (around**2).sum()])
 
 
-def interval(rate: Influence, confidence: float = 0.95, random_targets: bool = False) -> Estimate:
+def interval(rate: Influence, random_targets: bool = False) -> Estimate:
     r"""A confidence interval over images *and* seeds, for the targets at hand.
 
     Seeds and images are crossed random effects, z = seed + image + rest, and
@@ -152,7 +152,10 @@ def interval(rate: Influence, confidence: float = 0.95, random_targets: bool = F
 
     from the mean squares of the two-way table of z, averaged over targets (Searle, Casella & McCulloch 1992, §4.5),
     with Satterthwaite's degrees of freedom and Student's t. With one seed the interval covers images alone: `seeds`
-    says so. With `random_targets` targets are a third such effect, and the interval is for targets like these:
+    says so. Where seeds vary more than images do, Satterthwaite's freedom is too kind to few of them: simulated, a 95 %
+    interval of two seeds then covers 88 to 92 %, of three 93, of five 94 to 95.
+
+    With `random_targets` targets are a third such effect, and the interval is for targets like these:
 
         Var(mean) = (MS_s + MS_i + MS_t − MS_si − MS_st − MS_it + MS_sit) / (S·N·T)
 
@@ -164,7 +167,6 @@ def interval(rate: Influence, confidence: float = 0.95, random_targets: bool = F
 
     Args:
         rate: over S seeds and N images.
-        confidence: of the interval, in (0, 1).
         random_targets: whether other targets might have been drawn (a sensitivity; verdicts do without).
 
     Raises:
@@ -183,7 +185,7 @@ def interval(rate: Influence, confidence: float = 0.95, random_targets: bool = F
             table = np.insert(table, 0, bound - rate.value, axis=1)
     seeds, centre = len(table), rate.value + table.mean()
     error, freedom = _crossed(table[0] if seeds == 1 else table)
-    return Estimate(rate.value, float(centre), error, freedom, seeds, n, targets, confidence, rate.bounds)
+    return Estimate(rate.value, float(centre), error, freedom, seeds, n, targets, rate.bounds)
 
 
 def _crossed(table: np.ndarray) -> tuple[float, float]:
@@ -216,7 +218,7 @@ def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return list(chain.from_iterable(combinations(axes, k) for k in range(1, len(axes) + 1)))
 
 
-def over_seeds(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+def over_seeds(values: np.ndarray) -> Estimate:
     """The mean of one value a seed (S,), with Student's interval on S − 1 degrees of freedom.
 
     For what is one number a surrogate (a sharpness, an accuracy), so that only seeds vary. With one seed the
@@ -224,4 +226,4 @@ def over_seeds(values: np.ndarray, confidence: float = 0.95) -> Estimate:
     """
     s, mean = len(values), float(np.mean(values))
     error = float(np.std(values, ddof=1)) / sqrt(s) if s > 1 else inf
-    return Estimate(mean, mean, error, max(s - 1, 1), s, confidence=confidence)
+    return Estimate(mean, mean, error, max(s - 1, 1), s)

@@ -168,12 +168,6 @@ def test_the_p_value_of_non_inferiority_is_against_the_margin():
     assert judge("C7", estimate(-0.03, 0.01)).p == pytest.approx(judge("C4", estimate(0.02, 0.06)).p)
 
 
-def test_the_level_of_an_estimate_that_is_passed_does_not_matter():
-    wide = dataclasses.replace(estimate(-0.001, 0.08), confidence=0.5)
-    verdict = judge("C4", wide)
-    assert verdict.word == "inconclusive" and verdict.estimates[0].low == pytest.approx(-0.001)
-
-
 def test_an_influence_is_judged_by_its_interval():
     random = np.random.default_rng(0)
     better, worse = (share(random.random((5, 400)) < p) for p in (0.5, 0.3))
