@@ -11,6 +11,7 @@ torch.Size([2, 10])
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from rfnlib import data, keys, models, paths, snapshots
-from rfnlib.checks import require
 from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
 from rfnlib.specs import TrainSpec, parse
@@ -86,9 +86,14 @@ def load(name: str, root: Path | None = None) -> nn.Module:
     scale, _, called = name.partition("/")
     known = files(scale, root)
     found = [called] if called in known else [n for n in known if n.startswith(f"{called}-")]
-    there = ", ".join(f"{scale}/{n}" for n in (found or known)) or "another scale"
-    what = f"{len(found)} networks are called {name}-…" if found else f"no network {name!r} is released"
-    require(len(found) == 1, f"{what}; give one of {there}.", NotReleased)
+    if len(found) != 1:
+        what = f"{len(found)} networks are called {name}-…" if found else f"no network {name!r} is released"
+        near = [f"{scale}/{n}" for n in found or get_close_matches(called, known, 3, 0.0)]
+        rest = f" (the card of {scale} scale lists all {len(known)})" if len(near) < len(known) else ""
+        scales = sorted({path.parent.name for path in (root or paths.weights_dir()).glob("*/*.safetensors")})
+        other = f"SCALE/NAME, scales being {', '.join(scales) or 'none here'}"
+        one = f"one of {', '.join(near)}{rest}"
+        raise NotReleased(f"{what}; give {one if known else other}.")
     weights, about = read(known[found[0]])
     return built(parse(about["spec"]), weights)
 

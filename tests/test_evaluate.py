@@ -145,7 +145,7 @@ def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
         f"{file}:width": "is a int; give a module, or a function that makes one",
         f"{file}:untrained": "untrained is not measured: the model is right on",
         f"{file}:labels": "this function gives no gradient, so it is a target and no surrogate",
-        "small/theirs": "no network 'small/theirs' is released; give one of small/cnn-w4-onecycle-s1000",
+        "small/theirs": "no network 'small/theirs' is released; give one of small/ours, small/cnn",
     }.items():
         assert cli.main(["evaluate", what, "--scale", "small"]) == cli.REFUSED
         assert sentence in (err := capsys.readouterr().err) and err.count("\n") == 1
