@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rfnlib import transfer
-from rfnlib.intervals import Influence, share
+from rfnlib.intervals import Estimate, Influence, estimated, share
 from rfnlib.outside import Outside
 from rfnlib.specs import TrainSpec
 
@@ -110,6 +110,15 @@ class SharpnessCurve(Curve):
     def at(self, epoch: float | None = None, measure: str = "top") -> np.ndarray:
         """The values (seeds,) of `measure` at `epoch`; None: the last."""
         return self.values[measure][:, self.index(epoch)]
+
+    def log(self, epoch: float | None = None, measure: str = "top") -> np.ndarray:
+        """The logarithm of `at`; NaN of what is not positive and has none, such as some traces."""
+        values = self.at(epoch, measure)
+        return np.log(np.where(values > 0, values, np.nan))
+
+    def level(self, epoch: float | None = None, measure: str = "top") -> Estimate | None:
+        """Its mean over seeds, thus the logarithm of the geometric mean of `at`; None where a seed has no value."""
+        return estimated(self.log(epoch, measure))
 
 
 @dataclass(frozen=True)

@@ -227,3 +227,8 @@ def over_seeds(values: np.ndarray) -> Estimate:
     s, mean = len(values), float(np.mean(values))
     error = float(np.std(values, ddof=1)) / sqrt(s) if s > 1 else inf
     return Estimate(mean, mean, error, max(s - 1, 1), s)
+
+
+def estimated(values: np.ndarray) -> Estimate | None:
+    """`over_seeds`; None where a seed has no value."""
+    return over_seeds(values) if np.isfinite(values).all() else None

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rfnlib.intervals import interval
 from rfnlib.plots import style
-from rfnlib.plots.state_of_the_art import kind, rows
+from rfnlib.plots.state_of_the_art import kind
 
 if TYPE_CHECKING:
     from rfnlib.studies.better_surrogate import Better
@@ -27,8 +27,7 @@ def judged(found: Better, margin: float) -> Figure:
         names = sorted(found.curves, key=lambda name: -found.curves[name].at().value)
         size = (style.WIDTH, 0.36 * len(names) + 1.1)
         figure, (left, right, cost) = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=(3, 3, 1.6))
-        right.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-        right.axvline(0, color="0.5", linewidth=0.8)
+        style.band(right, margin)
         for y, name in enumerate(names):
             colour, marker = WINNER if name == "winner" else kind(name)
             style.whisker(left, interval(found.curves[name].at()), y - 0.12, colour, marker)
@@ -48,7 +47,7 @@ def judged(found: Better, margin: float) -> Figure:
         cost.set_xlim(0, 1.35 * cost.get_xlim()[1])
         cost.locator_params(nbins=3)
         called = found.winner.replace(", ", ",\n")
-        rows(left, [called if n == "winner" else n for n in names], bold=names.index("winner"))
+        style.rows(left, [called if n == "winner" else n for n in names], bold=names.index("winner"))
     return figure
 
 
@@ -67,5 +66,5 @@ def search(found: Better) -> Figure:
         left.set_xlabel("success rate on validation targets, %")
         right.set_xlabel("cost, epochs of SGD")
         right.set_xlim(0, 1.35 * right.get_xlim()[1])
-        rows(left, names, bold=0)
+        style.rows(left, names, bold=0)
     return figure

@@ -44,12 +44,10 @@ def early_stopping(study: EarlyStopping, names: Sequence[str], margin: float) ->
         figure.axes[0].set_ylabel("success rate, %")
         figure.axes[0].set_ylim(bottom=0)
         below = figure.add_subplot(grid[1, :])
-        below.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-        below.axvline(0, color="0.5", linewidth=0.8)
+        style.band(below, margin)
         for y, name in enumerate(names):
             style.whisker(below, interval(study.help(name)), y, *SETS[name])
-        below.set_yticks(range(len(names)), names)
-        below.set_ylim(len(names) - 0.5, -0.5)
+        style.rows(below, names)
         below.set_xlabel("gain in success by stopping early, points")
     return figure
 

@@ -23,8 +23,7 @@ def verdicts(found: Sequence[Verdict]) -> Figure:
     rows = [(v, what, e) for v in found for what, e in zip(v.what, v.estimates, strict=True)]
     with style.styled():
         figure, axis = plt.subplots(figsize=(style.WIDTH, 0.42 * len(rows) + 0.9))
-        axis.axvspan(-1, 1, color="0.93", linewidth=0, zorder=0)
-        axis.axvline(0, color="0.5", linewidth=0.8)
+        style.band(axis, 0.01)
         spans = [(max(-e.low, e.high) / v.claim.margin, abs(e.value) / v.claim.margin) for v, _, e in rows]
         reach = max([3.0, *(min(1.05 * end, 2 * value + 3) for end, value in spans)])
         for y, (v, _, e) in enumerate(rows):
@@ -35,8 +34,7 @@ def verdicts(found: Sequence[Verdict]) -> Figure:
             if v.claim.non_inferiority:  # it is no worse: what must lie above this line
                 axis.plot([-1, -1], [y - 0.35, y + 0.35], color="0.3", linestyle="--", linewidth=1)
             axis.annotate(v.word, (1.02, y), xycoords=("axes fraction", "data"), va="center", color=colour)
-        axis.set_yticks(range(len(rows)), [f"{v.claim.id}: {what}" for v, what, _ in rows])
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        style.rows(axis, [f"{v.claim.id}: {what}" for v, what, _ in rows])
         axis.set_xlim(-reach, reach)
         axis.set_xlabel("difference, in units of what would matter (the margin of each claim)")
     return figure

@@ -29,8 +29,7 @@ def by_target(gains: Gains, margin: float) -> Figure:
     with style.styled():
         rows = ["mean of the targets", *gains.targets]
         figure, axis = plt.subplots(figsize=(style.WIDTH, 0.42 * len(rows) + 0.9))
-        axis.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-        axis.axvline(0, color="0.5", linewidth=0.8)
+        style.band(axis, margin)
         for name, shift in (("RFN", -0.16), ("SAM", 0.16)):
             colour, marker = style.kind(name)
             found = [interval(gains.gain(name)), *gains.by_target(name).values()]
@@ -39,9 +38,7 @@ def by_target(gains: Gains, margin: float) -> Figure:
             rho = getattr(gains.curves[name].spec.minimizer, "rho", 0.0)
             axis.plot([], [], marker, color=colour, label=f"{name}, ρ = {rho:g}")
         axis.axhline(0.5, color="0.8", linewidth=0.6)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.get_yticklabels()[0].set_fontweight("bold")
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        style.rows(axis, rows, bold=0)
         axis.set_xlabel(GAIN)
         axis.legend(loc="best")
     return figure
@@ -94,8 +91,7 @@ def by_minimizer(found: Mapping[str, Gains]) -> Figure:
                 each = [100 * e.value for e in gains.by_target(name).values()]
                 axis.plot(each, [y] * len(each), ".", color=colour, alpha=0.55, markersize=5)
                 style.whisker(axis, interval(gains.gain(name)), y, colour, marker)
-            axis.set_yticks(range(len(names)), [f"{n} ({gains.curves[n].seeds})" for n in names])
-            axis.set_ylim(len(names) - 0.5, -0.5)
+            style.rows(axis, [f"{n} ({gains.curves[n].seeds})" for n in names])
             axis.axvline(0, color="0.5", linewidth=0.8)
             axis.set_title(f"{arch}:\nSGD stopped at epoch {gains.stop:g}, RFN's ρ = {gains.rho:g}")
         figure.supxlabel(GAIN, fontsize=9)

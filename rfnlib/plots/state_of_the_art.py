@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rfnlib.intervals import interval, over_seeds
+from rfnlib.intervals import interval
 from rfnlib.plots import style
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ def rivals(found: Rivalry, margin: float) -> Figure:
         axes[2].set_xlabel("cost, epochs of SGD")
         axes[2].set_xlim(0, 1.35 * axes[2].get_xlim()[1])
         axes[2].locator_params(nbins=3)
-        rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names], bold=names.index(found.rival))
+        style.rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names], bold=names.index(found.rival))
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
@@ -67,8 +65,7 @@ def details(found: Rivalry, attack: str) -> Figure:
                 style.whisker(axes[0], interval(found.robust[name].at()), y, colour, marker)
             if name in found.robustness:
                 style.whisker(axes[1], interval(found.robustness[name].at(attack=attack)), y, colour, marker)
-            if name in found.sharpness:
-                log = over_seeds(np.log(found.sharpness[name].at()))
+            if name in found.sharpness and (log := found.sharpness[name].level()):
                 axes[2].plot(np.exp(log.value), y, marker, color=colour, markersize=5)
                 if log.seeds > 1:
                     axes[2].plot(np.exp([log.low, log.high]), [y, y], color=colour, linewidth=1.2)
@@ -78,7 +75,7 @@ def details(found: Rivalry, attack: str) -> Figure:
         for axis in axes[:2]:
             axis.set_xlim(left=0)
         style.logarithmic(axes[2], "x")
-        rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names])
+        style.rows(axes[0], [f"{n} ({found.curves[n].seeds})" for n in names])
         axes[0].set_ylabel("surrogate (seeds)")
     return figure
 
@@ -103,13 +100,12 @@ def techniques(found: Grid, margin: float) -> Figure:
             axis.plot([], [], color=colour, marker=marker, linestyle=line, label=f"on {surrogate} (line: plain attack)")
         axis.set_xlim(left=0)
         axis.set_xlabel("success rate, %")
-        right.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-        right.axvline(0, color="0.5", linewidth=0.8)
+        style.band(right, margin)
         for y, difference in enumerate([*mean, *better], 1 - len(mean)):
             style.whisker(right, interval(difference), y, *style.KINDS["RFN"])
         right.axhline(0.5, color="0.8", linewidth=0.6)
         right.set_xlabel("on RFN less the better of: on SGD, RFN alone; points")
-        rows(axis, ["mean", *names], bold=0)
+        style.rows(axis, ["mean", *names], bold=0)
         figure.legend(*axis.get_legend_handles_labels(), ncols=2, loc="outside upper center", handlelength=2.4)
     return figure
 
@@ -127,7 +123,7 @@ def on_top(found: Grid) -> Figure:
             for technique, gain in gains.items():
                 style.whisker(axis, interval(gain), names.index(technique), colour, marker)
             axis.set_title(surrogate.replace(", ", ",\n"))
-        rows(axes[0, 0], names)
+        style.rows(axes[0, 0], names)
         figure.supxlabel("what the technique adds to the plain attack, points", fontsize=style.STYLE["axes.labelsize"])
     return figure
 
@@ -161,11 +157,3 @@ def trade_off(frame: pd.DataFrame) -> Figure:
 def kind(name: str) -> tuple[Any, str]:
     """As `style.kind`; another way to train is another method though its name begins alike, as "SAM & IR" does."""
     return style.KINDS.get(name.split(",")[0], (style.GREY, "o"))
-
-
-def rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
-    """Rows called `labels` from the top, one of them in bold."""
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
-    if bold is not None:
-        axis.get_yticklabels()[bold].set_fontweight("bold")

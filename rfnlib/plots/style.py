@@ -81,6 +81,20 @@ def shades(n: int) -> list[Any]:
     return [tuple(1 - a * (1 - colour)) for a in np.linspace(1.0, 0.5, n)]
 
 
+def band(axis: Axes, margin: float) -> None:
+    """Grey where a difference in points is too small to matter, ± `margin` (in [0, 1]), and a line at 0."""
+    axis.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
+    axis.axvline(0, color="0.5", linewidth=0.8)
+
+
+def rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
+    """Rows called `labels` from the top, one of them in bold."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    if bold is not None:
+        axis.get_yticklabels()[bold].set_fontweight("bold")
+
+
 def styled() -> Any:
     """A context in which figures are drawn: `with style.styled():`."""
     return plt.rc_context(STYLE)

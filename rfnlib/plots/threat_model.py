@@ -32,8 +32,7 @@ def gains(found: ThreatModel, margin: float) -> Figure:
     with style.styled():
         figure, axes = _panels({claim: len(rows) for claim, rows in panels.items()})
         for axis, rows in zip(axes, panels.values(), strict=True):
-            axis.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-            axis.axvline(0, color="0.5", linewidth=0.8)
+            style.band(axis, margin)
             for y, (name, difference) in enumerate(rows):
                 colour, marker = style.kind("others" if name == found.usual else "RFN")
                 style.whisker(axis, interval(difference), y, colour, "D" if name == MEAN else marker)

@@ -45,16 +45,14 @@ def interventions(found: Interventions, margin: float) -> Figure:
     with style.styled():
         size = (style.WIDTH, 0.42 * len(names) + 1.1)
         figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
-        left.axvspan(-100 * margin, 100 * margin, color="0.93", linewidth=0, zorder=0)
-        left.axvline(0, color="0.5", linewidth=0.8)
+        style.band(left, margin)
         right.axvline(1, color="0.5", linewidth=0.8)
         for y, name in enumerate(names):
             style.whisker(left, interval(found.ends.gain(name)), y, *ARMS[name])
             change = found.ends.change(name, "top") if name in found.ends.sharpness else None
             if change:
                 _factor(right, change, y, *ARMS[name])
-        left.set_yticks(range(len(names)), names)
-        left.set_ylim(len(names) - 0.5, -0.5)
+        style.rows(left, names)
         left.set_xlabel("gain in success, points")
         right.set_xlabel("λ₁, factor")
         left.set_title("success against going on unchanged")

@@ -19,7 +19,7 @@ import pandas as pd
 
 from rfnlib import words
 from rfnlib.curves import SharpnessCurve
-from rfnlib.intervals import Estimate, over_seeds
+from rfnlib.intervals import Estimate, estimated
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.scale import CONSTANT
@@ -74,20 +74,19 @@ class Edge:
 
     def log(self, name: str, after: float, measure: str = "top") -> np.ndarray:
         """The logarithm of a measure (seeds,), of `DECAY` or `CONSTANT`."""
-        values = {DECAY: self.decay, CONSTANT: self.constant}[name].at(self.start + after, measure)
-        return np.log(np.where(values > 0, values, np.nan))
+        return {DECAY: self.decay, CONSTANT: self.constant}[name].log(self.start + after, measure)
 
     def level(self, name: str, after: float, measure: str = "top") -> Estimate | None:
         """Its mean over seeds."""
-        return _estimated(self.log(name, after, measure))
+        return estimated(self.log(name, after, measure))
 
     def effect(self, after: float, measure: str = "top") -> Estimate | None:
         """How far the decay has moved it from where the constant run is."""
-        return _estimated(self.log(DECAY, after, measure) - self.log(CONSTANT, after, measure))
+        return estimated(self.log(DECAY, after, measure) - self.log(CONSTANT, after, measure))
 
     def share(self, name: str, after: float) -> Estimate | None:
         """log λ₁ less that of `limit`: what part of it λ₁ takes."""
-        return _estimated(self.log(name, after) - np.log(self.limit(name, after)))
+        return estimated(self.log(name, after) - np.log(self.limit(name, after)))
 
     def table(self) -> pd.DataFrame:
         """A row an epoch after the decay."""
@@ -132,10 +131,6 @@ class Edge:
         if equal.value > top.value / 2:
             return "mostly the loss: at equal loss less than half of the drop, on the scale of logarithms, is left"
         return "neither: no equilibrium, and at equal loss at least half of the drop is left"
-
-
-def _estimated(logs: np.ndarray) -> Estimate | None:
-    return over_seeds(logs) if np.isfinite(logs).all() else None
 
 
 def measure(lab: Lab) -> Edge:

@@ -11,12 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from rfnlib import training, transfer, words, zoo
 from rfnlib.curves import SharpnessCurve, TransferCurve
-from rfnlib.intervals import Influence, over_seeds
+from rfnlib.intervals import Influence
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm
 from rfnlib.probes import Transfer
@@ -76,7 +75,7 @@ class Seen:
             instead = f"at epoch{'s' * (len(there) > 1)} {words.listed(there)}" if there else "at another ε or ρ alone"
             return f"{here}: not recorded; this ρ and ε are {instead}."
         run, sharp = self.success[rho, eps, epoch], self.sharpness.get((rho, epoch))
-        flat = "not measured there" if sharp is None else words.level(over_seeds(np.log(sharp.at(epoch))))
+        flat = "not measured there" if sharp is None else words.level(sharp.level(epoch))
         accuracy = words.percent(run.mean("accuracy", epoch))
         seeds = f"; {words.count(run.seeds, 'seed')}" if run.seeds > 1 else ""  # λ₁ says so of one
         return f"{here}: success {words.percent(success)}, natural accuracy {accuracy}, λ₁ {flat}{seeds}."

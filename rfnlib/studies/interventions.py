@@ -28,7 +28,7 @@ import pandas as pd
 from rfnlib import words
 from rfnlib.claims import Gate
 from rfnlib.curves import SharpnessCurve, TransferCurve
-from rfnlib.intervals import Estimate, Influence, interval, over_seeds
+from rfnlib.intervals import Estimate, Influence, estimated, interval, over_seeds
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_name, by_seed
 from rfnlib.probes import Probe
@@ -155,8 +155,8 @@ class Views:
         """
         curves = self.similarity if measure in Similarity.measures else self.sharpness
         curve = complete(curves, name)
-        values = curve.at(moment * curve.end, measure)
-        return values if measure in PLAIN else np.log(np.where(values > 0, values, np.nan))
+        at = moment * curve.end, measure
+        return curve.at(*at) if measure in PLAIN else curve.log(*at)
 
     def rate(self, name: str, moment: float = 1.0, **how: Any) -> Influence:
         """Success of an arm after the share `moment` of its run.
@@ -169,8 +169,7 @@ class Views:
 
     def change(self, name: str, measure: str, moment: float = 1.0, over: str = SAME) -> Estimate | None:
         """How far a measure of an arm is above that of `over` after as many passes; None where it is not defined."""
-        found = self.values(name, measure, moment) - self.values(over, measure, moment)
-        return over_seeds(found) if np.isfinite(found).all() else None
+        return estimated(self.values(name, measure, moment) - self.values(over, measure, moment))
 
     def gain(self, name: str, moment: float = 1.0, over: str = SAME, **how: Any) -> Influence:
         """Success of an arm less that of `over` after as many passes."""

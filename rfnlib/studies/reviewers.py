@@ -141,7 +141,7 @@ def _sharper_yet_better(lab: Lab) -> str:
     both = [rho for rho in found.success if rho in found.sharpness]
     if len(both) < 3:
         raise MissingRecord("sharpness by ρ is not recorded")
-    said = [f"{rho:g}: λ₁ {words.number(float(found.sharpness[rho].at().mean()))}, success "
+    said = [f"{rho:g}: λ₁ {words.level(found.sharpness[rho].level())}, success "
             f"{words.percent(found.success[rho].at().value)}" for rho in both]  # fmt: skip
     return f"By ρ (0 is SGD): {'; '.join(said)}."
 

@@ -344,7 +344,7 @@ class Sweep:
     sharpness: dict[float, SharpnessCurve]
 
     def table(self) -> pd.DataFrame:
-        """A row a ρ; sharpness in means over seeds."""
+        """A row a ρ; of sharpness and training loss geometric means over seeds."""
         rows = {}
         for rho, run in self.success.items():
             flat = self.sharpness.get(rho)
@@ -352,10 +352,7 @@ class Sweep:
                 "seeds": str(run.seeds),
                 "success": words.percent(run.at()),
                 "natural accuracy": words.percent(run.mean("accuracy")),
-                **{
-                    label: words.number(float(flat.at(measure=m).mean()) if flat else None)
-                    for m, label in MEASURES.items()
-                },
+                **{label: words.level(flat.level(measure=m) if flat else None) for m, label in MEASURES.items()},
             }
         return pd.DataFrame(rows).T.rename_axis("ρ")
 

@@ -18,7 +18,7 @@ import pandas as pd
 from rfnlib import claims, words
 from rfnlib.claims import Claim, Gate
 from rfnlib.curves import SharpnessCurve, TransferCurve
-from rfnlib.intervals import Estimate, interval, over_seeds
+from rfnlib.intervals import Estimate, estimated, interval, over_seeds
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.scale import CONSTANT, decaying
@@ -130,12 +130,12 @@ class Drop:
     def below_constant(self, decay: float, measure: str = "top") -> np.ndarray:
         """log κ(d + a) − log λ(d + a), (seeds,): positive where the decay has flattened the loss."""
         at = decay + self.after
-        return self._log(CONSTANT, at, measure) - self._log(decaying(decay), at, measure)
+        return self.sharpness[CONSTANT].log(at, measure) - self.sharpness[decaying(decay)].log(at, measure)
 
     def below_before(self, decay: float, measure: str = "top") -> np.ndarray:
         """log λ(d) − log λ(d + a), (seeds,): the drop itself, secondary."""
         run = decaying(decay)
-        return self._log(run, decay, measure) - self._log(run, decay + self.after, measure)
+        return self.sharpness[run].log(decay, measure) - self.sharpness[run].log(decay + self.after, measure)
 
     def drop(self, measure: str = "top") -> Estimate | None:
         """The primary difference for λ₁: `below_constant`, mean of the decays; None where it is not defined."""
@@ -218,7 +218,7 @@ class Drop:
         """From a after the last decay to the end: the change of success, and that of log λ₁."""
         last, *_, end = self._late()
         seen, start = self.success[self.standard], last + self.after
-        sharper = self._log(self.standard, end) - self._log(self.standard, start)
+        sharper = self.sharpness[self.standard].log(end) - self.sharpness[self.standard].log(start)
         return interval(seen.at(end) - seen.at(start)), over_seeds(sharper)
 
     def late(self) -> str:
@@ -240,11 +240,7 @@ class Drop:
 
     def level(self, name: str, epoch: float, measure: str = "top") -> Estimate | None:
         """The mean logarithm of `measure` over seeds; None where it is not defined for all of them."""
-        return estimated(self._log(name, epoch, measure))
-
-    def _log(self, name: str, epoch: float, measure: str = "top") -> np.ndarray:
-        values = self.sharpness[name].at(epoch, measure)
-        return np.log(np.where(values > 0, values, np.nan))  # a trace that is not positive has no logarithm
+        return self.sharpness[name].level(epoch, measure)
 
     def _late(self) -> list[float]:
         """Epochs from the last decay of the standard schedule on, at which both are measured."""
@@ -252,8 +248,3 @@ class Drop:
             return []
         flat, seen = self.sharpness[self.standard], self.success[self.standard]
         return [e for e in flat.epochs if e >= max(self.milestones) and abs(seen.nearest(e) - e) < 0.02]
-
-
-def estimated(logs: np.ndarray) -> Estimate | None:
-    """The mean of one value a seed with its interval; None where a seed has no value."""
-    return over_seeds(logs) if np.isfinite(logs).all() else None

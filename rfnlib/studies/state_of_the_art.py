@@ -329,11 +329,12 @@ def cells(
 ) -> dict[str, str]:  # fmt: skip
     """What is said of a surrogate beside its success, as far as it is measured; `weak` is the ball of `correct`."""
     passes = c.mean("passes")  # NaN of a network from outside
+    flat = sharp.level() if sharp else None
     return {
         "success on robust targets": words.percent(robust.at() if robust else None),
         "natural accuracy": words.percent(c.mean("accuracy")),
         f"robust accuracy ({weak})": words.percent(correct.at(attack=weak).value if correct else None),
-        "λ₁": words.number(float(sharp.at().mean()) if sharp else None),
+        "λ₁": words.number(np.exp(flat.value)) if flat and flat.seeds == 1 else words.level(flat),
         "cost, epochs of SGD": words.MISSING if np.isnan(passes) else f"{passes:.0f}",
     }
 
