@@ -76,10 +76,8 @@ def _measurements(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str,
 
 def _studies(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
     """The pilots, and each study that is asked for."""
-    asked = [studies.of(claim) for claim in claims or ()]
-    for study in (*studies.STUDIES, *studies.BEYOND):
-        if claims is None or study in asked or not study.CLAIMS:
-            yield ", ".join(study.CLAIMS) or "targets, pilots", studies.plan(lab, study.CLAIMS)
+    for study in studies.asked(claims):
+        yield ", ".join(study.CLAIMS) or "targets, pilots", studies.plan(lab, study.CLAIMS)
 
 
 def _judged(lab: Lab) -> Iterator[tuple[str, list[Measurement]]]:
@@ -87,8 +85,7 @@ def _judged(lab: Lab) -> Iterator[tuple[str, list[Measurement]]]:
     view = lab.replaying()
     for study in studies.STUDIES:
         with suppress(MissingRecord):
-            wanted = [needed for m in study.plan(view) for needed in (*m.needs(view.scale), m)]
-            yield ", ".join(study.CLAIMS), wanted
+            yield ", ".join(study.CLAIMS), list(studies.steps(study, "plan", view))
 
 
 def _new(lab: Lab, m: Measurement, seen: set[tuple[str, float]]) -> Measurement:

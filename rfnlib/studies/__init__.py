@@ -13,7 +13,7 @@ A study of one's own is such a module, appended to `STUDIES`, or to `BEYOND` if 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Protocol
@@ -72,18 +72,29 @@ def plan(lab: Lab, claims: Iterable[str] | None = None) -> list[Measurement]:
     Raises:
         LookupError: a claim that no study judges.
     """
-    view, wanted = lab.replaying(), []
-    asked = [of(claim) for claim in claims or ()]
+    view, wanted, chosen = lab.replaying(), [], asked(claims)
     for group, name in ((STUDIES, "plan"), (STUDIES, "later"), (BEYOND, "plan"), (BEYOND, "later")):
-        for study in [study for study in group if claims is None or study in asked or not study.CLAIMS]:
+        for study in [study for study in group if study in chosen]:
             with suppress(MissingRecord):
-                for m in getattr(study, name, lambda lab: ())(view):
-                    wanted += [*m.needs(view.scale), m]
+                for m in steps(study, name, view):
+                    wanted.append(m)  # one by one: what comes before a choice that cannot be made yet is kept
     found: dict[str, Measurement] = {}
     for m in wanted:  # what two studies need is one measurement
         key = view.find(m).key
         found[key] = found[key].of({*found[key].epochs, *m.epochs}) if key in found else m
     return list(found.values())
+
+
+def asked(claims: Iterable[str] | None) -> list[ModuleType]:
+    """The studies that judge `claims` (None: all), and those that judge none, such as the pilots."""
+    judging = [of(claim) for claim in claims or ()]
+    return [study for study in (*STUDIES, *BEYOND) if claims is None or study in judging or not study.CLAIMS]
+
+
+def steps(study: ModuleType, name: str, view: Lab) -> Iterator[Measurement]:
+    """What the `plan` of a study, or what `later` it has, measures: each after what it needs."""
+    for m in getattr(study, name, lambda lab: ())(view):
+        yield from (*m.needs(view.scale), m)
 
 
 def of(claim: str) -> ModuleType:
