@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 
@@ -116,7 +117,25 @@ class Verdict:
         case = 0 if self.word in UNDECIDED else WORDS.index(self.word)
         said = re.sub(r"\{(.*)\}", lambda cases: cases[1].split("|")[case], self.claim.answer)
         said = f"whether {said} {UNDECIDED[self.word][0]}" if self.word in UNDECIDED else said
+        if self.word == "inconclusive" and (n := self.seeds_that_decide()):
+            said += f" by {min(e.seeds for e in self.estimates)} seeds (about {n} would)"
         return said[:1].upper() + said[1:]
+
+    def seeds_that_decide(self, most: int = 100) -> int | None:
+        """With how many seeds the word would be another, were the differences what they are; None: more than `most`.
+
+        As if seeds alone made them uncertain: errors shrink with the root of their number, and degrees of freedom grow
+        with it. A description of the interval, and no plan.
+        """
+        now = min((e.seeds for e in self.estimates), default=0)
+        for n in range(now + 1, most + 1) if now > 1 else ():
+            more = [
+                replace(e, error=e.error * sqrt(now / n), freedom=e.freedom * (n - 1) / (now - 1))
+                for e in self.estimates
+            ]
+            if _decide(more, self.claim.margin, self.claim.non_inferiority)[0] != "inconclusive":
+                return n
+        return None
 
     @property
     def follows(self) -> str:

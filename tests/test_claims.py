@@ -262,6 +262,17 @@ def test_only_words_that_rest_on_a_p_value_can_fail_holms_correction():
 # ----------------------------------------------------------------------------------------- lines
 
 
+def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
+    values = np.array([0.02, 0.05, 0.0, 0.06, 0.01])  # mean 2.8 points, error 1.16 points, t(4) = 2.78
+    verdict = judge("C4", over_seeds(values))
+    assert verdict.word == "inconclusive" and verdict.seeds_that_decide() == 6
+    assert "is not decided by 5 seeds (about 6 would)" in verdict.answer
+    error = values.std(ddof=1)
+    assert 0.028 < stats.t.ppf(0.975, 4) * error / 5**0.5 and 0.028 > stats.t.ppf(0.975, 5) * error / 6**0.5
+    assert judge("C4", over_seeds(values[:1])).seeds_that_decide() is None
+    assert judge("C4", estimate(-0.5, 0.56)).seeds_that_decide(most=10) is None
+
+
 def test_a_verdict_is_one_line():
     verdict = dataclasses.replace(judge("C4", estimate(0.013, 0.071)), holm=0.012)
     expected = "5 seeds, 8 targets, 512 images; margin 3"
