@@ -90,7 +90,7 @@ def band(axis: Axes, margin: float) -> None:
 def rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
     """Rows called `labels` from the top, one of them in bold."""
     axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     if bold is not None:
         axis.get_yticklabels()[bold].set_fontweight("bold")
 

@@ -102,9 +102,6 @@ def _panels(rows: dict[str, float]) -> tuple[Figure, list[Axes]]:
 
 def _rows(axis: Axes, names: list[str]) -> None:
     """Rows from above, with their names; what is judged in bold. Without any, it says so."""
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == MEAN else "normal")
+    style.rows(axis, names, bold=names.index(MEAN) if MEAN in names else None)
     if not names:
         axis.text(0.5, 0.5, "not recorded yet", transform=axis.transAxes, ha="center", va="center", color=style.GREY)

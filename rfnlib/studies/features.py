@@ -226,9 +226,9 @@ class EarlyStopping:
         return claims.judge(CLAIMS[claim], self.help("D_NR"), gates=self.gates)
 
     def headline(self, claim: str = "C1") -> str:
-        """What was found, in one sentence."""
-        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in ("D_NR", "D_R", "D"))
-        late = [name for name in ("D_NR", "D_R", "D") if self.stops[name] == self.curves[name].end]
+        """What was found, in a sentence, and whether pilots stop at all."""
+        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in MAIN[::-1])
+        late = [name for name in MAIN[::-1] if self.stops[name] == self.curves[name].end]
         none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""
         return (
             f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
@@ -237,7 +237,7 @@ class EarlyStopping:
 
     def sensitivity(self) -> pd.DataFrame:
         """What stopping early gains, counted in other ways, from the same records; in points."""
-        gains = {f"on {name}": partial(self.help, name) for name in ("D_NR", "D_R", "D")}
+        gains = {f"on {name}": partial(self.help, name) for name in MAIN[::-1]}
         return counting.table(gains, counting.otherwise(self.curves["D"].targets), "counted")
 
     def gains(self) -> pd.DataFrame:

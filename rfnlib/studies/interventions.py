@@ -176,16 +176,15 @@ class Views:
         return self.rate(name, moment, **how) - self.rate(over, moment, **how)
 
 
-def complete(curves: Mapping[Any, Any], name: Any) -> Any:
-    """The curve of that name, or of a setting and a surrogate.
+def complete(curves: Mapping[Any, Any], key: Any, name: str = "") -> Any:
+    """The curve of `key`, which is called `name` if it is none itself.
 
     Raises:
         MissingRecord: there is none.
     """
-    if name not in curves:
-        what = name if isinstance(name, str) else ", ".join(reversed(name))
-        raise MissingRecord(f"{what}: not complete; compute it with `python -m rfnlib run` at this scale.")
-    return curves[name]
+    if key not in curves:
+        raise MissingRecord(f"{name or key}: not complete; compute it with `python -m rfnlib run` at this scale.")
+    return curves[key]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from rfnlib.studies import (
     why,
 )
 from rfnlib.studies import state_of_the_art as rivals
+from rfnlib.studies.interventions import complete
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,7 @@ def _other_schedules(lab: Lab) -> str:
     curves = lr_decay.measure(lab).curves
     said = []
     for name in ("cosine", "cyclic"):
-        if name not in curves:
-            raise MissingRecord(f"the {name} schedule is not recorded")
-        run = curves[name]
+        run = complete(curves, name)
         said.append(f"{name} {words.points((run.at(run.best) - run.at()).value)} (epoch {run.best:g})")
     return (
         f"Highest success less that at the end, in points: {'; '.join(said)}; without intervals, for the highest of "
@@ -149,9 +148,7 @@ def _sharper_yet_better(lab: Lab) -> str:
 def _length(lab: Lab) -> str:
     curves, said = rivals.measure(lab).rivalry.curves, []
     for name in (rivals.STOPPED, "SGD", "SAM", "RFN"):
-        if name not in curves:
-            raise MissingRecord(f"{name} is not recorded")
-        longer = over_seeds(curves[name].l2[:, -1] - curves["SGD"].l2[:, -1])
+        longer = over_seeds(complete(curves, name).l2[:, -1] - curves["SGD"].l2[:, -1])
         said.append(f"{name} {curves[name].mean('l2'):.3f}" + _range(longer) * (name != "SGD"))
     return f"Mean l2 length of the perturbations, in brackets less SGD's at 95 %: {'; '.join(said)}."
 

@@ -334,6 +334,7 @@ def cells(
         "success on robust targets": words.percent(robust.at() if robust else None),
         "natural accuracy": words.percent(c.mean("accuracy")),
         f"robust accuracy ({weak})": words.percent(correct.at(attack=weak).value if correct else None),
+        # Of one network its λ₁ alone: where the network is from outside there is no seed to speak of.
         "λ₁": words.number(np.exp(flat.value)) if flat and flat.seeds == 1 else words.level(flat),
         "cost, epochs of SGD": words.MISSING if np.isnan(passes) else f"{passes:.0f}",
     }

@@ -239,7 +239,7 @@ class ThreatModel:
         Raises:
             MissingRecord: it is not complete.
         """
-        return complete(self.curves[claim], (setting, surrogate))
+        return complete(self.curves[claim], (setting, surrogate), f"{surrogate}, {setting}")
 
     def has(self, claim: str, *settings: str) -> bool:
         """Whether RFN and SGD stopped early are complete in these settings."""
