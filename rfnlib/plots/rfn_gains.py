@@ -14,7 +14,7 @@ from rfnlib.intervals import interval, over_seeds
 from rfnlib.plots import style
 
 if TYPE_CHECKING:
-    from rfnlib.curves import TransferCurve
+    from rfnlib.curves import SharpnessCurve, TransferCurve
     from rfnlib.studies.rfn_gains import Gains, Sweep
 
 GAIN = "gain in success over SGD stopped early, points"
@@ -70,7 +70,8 @@ def by_rho(gains: Gains) -> Figure:
         axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
         axes[0].plot([], [], ":", color=style.kind("SGD")[0], label=f"SGD stopped at epoch {gains.stop:g}")
         axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ, judged")
-        axes[0].plot([], [], marker, color=colour, markersize=6, markerfacecolor="white", label="above RFN's ρ")
+        if gains.above:
+            axes[0].plot([], [], marker, color=colour, markersize=6, markerfacecolor="white", label="above RFN's ρ")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
@@ -99,24 +100,25 @@ def by_minimizer(found: Mapping[str, Gains]) -> Figure:
 
 
 def sharpness_by_rho(sweep: Sweep) -> Figure:
-    """In detail: sharpness at the end of training over ρ, means over seeds with each seed as a dot; dashed: SGD."""
+    """In detail: sharpness at the end of training over ρ, geometric means of the seeds, which are dots; dashed: SGD."""
     with style.styled():
         shown = {"top": "λ₁", "matched": "λ₁ at equal loss", "trace": "trace"}
-        figure, axes = plt.subplots(1, len(shown), figsize=(style.WIDTH, 2.3))
+        figure, axes = plt.subplots(1, len(shown), figsize=(style.WIDTH, 2.5))
         colour, marker = style.kind("RFN")
         runs = {rho: run for rho, run in sweep.sharpness.items() if rho}
         for axis, (measure, label) in zip(axes, shown.items(), strict=True):
             for rho, run in runs.items():
                 axis.plot([rho] * run.seeds, run.at(run.end, measure), ".", color=colour, alpha=0.55)
-            axis.plot(
-                list(runs), [run.at(run.end, measure).mean() for run in runs.values()], marker + "-", color=colour
-            )
-            if 0.0 in sweep.sharpness:
-                sgd = sweep.sharpness[0.0]
-                axis.axhline(sgd.at(sgd.end, measure).mean(), color=style.kind("SGD")[0], linestyle="--", linewidth=1)
+            axis.plot(list(runs), [_middle(run, measure) for run in runs.values()], marker + "-", color=colour)
+            if sgd := sweep.sharpness.get(0.0):
+                axis.axhline(_middle(sgd, measure), color=style.kind("SGD")[0], linestyle="--", linewidth=1)
             axis.set_title(label)
             style.logarithmic(axis)
             _rhos(axis, runs)
+        axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ")
+        if 0.0 in sweep.sharpness:
+            axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -126,6 +128,11 @@ def _success(run: TransferCurve, epoch: float):
 
 def _accuracy(run: TransferCurve, epoch: float):
     return over_seeds(run.accuracy[:, run.index(epoch)])
+
+
+def _middle(run: SharpnessCurve, measure: str) -> float:
+    """The geometric mean over seeds at the end of training; NaN where a seed's value has no logarithm."""
+    return float(np.exp(run.log(run.end, measure).mean()))
 
 
 def _rhos(axis: Axes, rhos) -> None:
