@@ -59,7 +59,8 @@ CLAIMS = claims.by_id(
         answer="techniques on RFN {give more than|give less than|give as much as} the better of the two alone",
         follows=(
             "Combine them: a technique on RFN gives more than either gives alone.",
-            "Choose one: a technique on RFN gives less than the better of the two alone.",
+            "Not every technique is worth adding: on average, one on RFN gives less than the better of the two alone. "
+            "Which ones are stands in the table of techniques.",
             "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
         ),
     ),
@@ -244,11 +245,14 @@ class StateOfTheArt:
         if claim == "C7":
             said = words.against(self.rivalry.against(self.rivalry.rival))
             return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
-        better = sum(self.grid.over_sgd(t).value > 0 for t in self.grid.techniques)
+        techniques = self.grid.techniques
+        over_sgd = sum(self.grid.over_sgd(t).value > 0 for t in techniques)
+        over_alone = sum(self.grid.over_alone(t).value > 0 for t in techniques)
         said = words.against(self.grid.added())
         return (
-            f"{answer}: on average over {words.count(len(self.grid.techniques), 'technique')}, a technique on RFN is "
-            f"{said} the better of the same technique on SGD and RFN alone ({better} succeed more on RFN than on SGD)."
+            f"{answer}: on average over {words.count(len(techniques), 'technique')}, a technique on RFN is "
+            f"{said} the better of the same technique on SGD and RFN alone. On RFN {over_sgd} of them succeed more "
+            f"than on SGD, and {over_alone} more than RFN alone."
         )
 
     def sensitivity(self) -> pd.DataFrame:
