@@ -141,7 +141,7 @@ def _finish(axis: Axes, label: str, found: Mapping[float, Estimate], chosen: flo
         axis.axvline(chosen, color="0.7", linewidth=0.8)
         axis.annotate("not recorded", (chosen, 50), rotation=90, ha="right", va="center", color=style.GREY)
     else:
-        axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", va="center", color=style.GREY)
+        style.vacant(axis)
 
 
 def over_digits(lab: Lab, attack: Callable[..., Attacked]) -> None:

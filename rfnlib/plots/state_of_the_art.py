@@ -151,6 +151,8 @@ def trade_off(frame: pd.DataFrame) -> Figure:
         axis.set_ylim(bottom=0)
         if len(frame):
             axis.legend()
+        else:
+            style.vacant(axis)
     return figure
 
 

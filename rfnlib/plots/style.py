@@ -87,6 +87,11 @@ def band(axis: Axes, margin: float) -> None:
     axis.axvline(0, color="0.5", linewidth=0.8)
 
 
+def vacant(axis: Axes) -> None:
+    """Say of a panel without data why it has none."""
+    axis.text(0.5, 0.5, "not recorded yet", transform=axis.transAxes, ha="center", va="center", color=GREY)
+
+
 def rows(axis: Axes, labels: Sequence[str], bold: int | None = None) -> None:
     """Rows called `labels` from the top, one of them in bold."""
     axis.set_yticks(range(len(labels)), labels)

@@ -104,4 +104,4 @@ def _rows(axis: Axes, names: list[str]) -> None:
     """Rows from above, with their names; what is judged in bold. Without any, it says so."""
     style.rows(axis, names, bold=names.index(MEAN) if MEAN in names else None)
     if not names:
-        axis.text(0.5, 0.5, "not recorded yet", transform=axis.transAxes, ha="center", va="center", color=style.GREY)
+        style.vacant(axis)

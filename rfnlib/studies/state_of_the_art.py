@@ -60,7 +60,7 @@ CLAIMS = claims.by_id(
         follows=(
             "Combine them: a technique on RFN gives more than either gives alone.",
             "Not every technique is worth adding: on average, one on RFN gives less than the better of the two alone. "
-            "Which ones are stands in the table of techniques.",
+            "The table of techniques tells which are.",
             "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
         ),
     ),
@@ -251,8 +251,8 @@ class StateOfTheArt:
         said = words.against(self.grid.added())
         return (
             f"{answer}: on average over {words.count(len(techniques), 'technique')}, a technique on RFN is "
-            f"{said} the better of the same technique on SGD and RFN alone. On RFN {over_sgd} of them succeed more "
-            f"than on SGD, and {over_alone} more than RFN alone."
+            f"{said} the better of the same technique on SGD and RFN alone. "
+            f"{over_sgd} of the {len(techniques)} succeed more on RFN than on SGD, {over_alone} more than RFN alone."
         )
 
     def sensitivity(self) -> pd.DataFrame:
