@@ -24,7 +24,7 @@ from rfnlib.lab import Lab
 from rfnlib.measurements import Measurement
 from rfnlib.outside import Outside
 from rfnlib.probes import Clean
-from rfnlib.recipes import members
+from rfnlib.recipes import members, networks
 from rfnlib.records import Record
 from rfnlib.specs import TrainSpec
 
@@ -102,13 +102,16 @@ class Ledger:
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
-        # Every row also takes the accuracy on all training images, forward only.
+        # Every row also takes the accuracy on all training images, forward only, of each network that predicts.
         looked_at = (self.n_train + self.scale.accuracy_images) / 3
-        row = Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at)
+
+        def row(epoch: float) -> Unit:
+            return Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at * networks(m.recipe, epoch))
+
         trained = dict(_training(m.spec, math.ceil(max(epochs) - 1e-9), self.n_train))
         for spec, epoch, _ in members(m.recipe, m.spec):
             trained |= _training(spec, math.ceil(epoch - 1e-9), self.n_train)
-        return {**trained, **{self._row(record, e): row for e in epochs}}
+        return {**trained, **{self._row(record, e): row(e) for e in epochs}}
 
     def _row(self, record: Record, epoch: float) -> str:
         history = _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))

@@ -63,6 +63,14 @@ def members(recipe: Recipe | None, spec: TrainSpec | Outside) -> list[tuple[Trai
     return [(_seeded(m.spec, (spec.seed or 0) + m.apart), m.epoch, m.recipe) for m in found]
 
 
+def networks(recipe: Recipe | None, end: float) -> int:
+    """How many networks predict together in what `recipe` makes of a run that is attacked at epoch `end`."""
+    others = sum(networks(m.recipe, m.epoch) for m in getattr(recipe, "members", ()))
+    if others:
+        return networks(getattr(recipe, "own", None), end) + others
+    return 1 if merges(recipe) else getattr(recipe, "draws", 0) or len(collected(recipe, end))
+
+
 def merges(recipe: Recipe | None) -> bool:
     """Whether `recipe` gives the network itself, with weights of its own making."""
     return getattr(recipe, "merges", False)

@@ -20,7 +20,19 @@ from rfnlib.attacks import BIM, AttackError
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.probes import Transfer
-from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Member, Recipe, Skips, Together, collected, members
+from rfnlib.recipes import (
+    Averaged,
+    Collected,
+    Drawn,
+    Ghosts,
+    Member,
+    Recipe,
+    Skips,
+    Together,
+    collected,
+    members,
+    networks,
+)
 from rfnlib.scale import Arch, Target
 from rfnlib.snapshots import Snapshot, weights_digest
 from rfnlib.specs import Adversary, Step, TrainSpec
@@ -374,6 +386,18 @@ def test_the_training_of_members_is_part_of_what_is_left(tmp_path):
     alone, together = (costs.Ledger(one).left(question(RECIPES[name])) for name in ("collected", "together"))
     assert len(alone) == 3, "two epochs and the row"
     assert len(together) == len(alone) + 1 + 2
+
+
+def test_a_row_costs_the_predictions_of_all_networks_that_are_averaged(tmp_path):
+    one = lab(tmp_path)
+    (plain, several) = (
+        max(u.passes for u in costs.Ledger(one).left(question(recipe)).values()) for recipe in (None, Collected(4))
+    )
+    seen = (len(one.dataset().train_labels) + one.scale.accuracy_images) / 3
+    assert several - plain == pytest.approx((4 * SPEC.epochs - 1) * seen)
+    member = Member(SPEC, 2.0, Collected(3))
+    wanted = {Drawn(draws=7): 7, Averaged(4): 1, Together((member,)): 7, Together((member, member), Collected(5)): 22}
+    assert {recipe: networks(recipe, 2.0) for recipe in wanted} == wanted
 
 
 def test_replay_serves_what_a_run_measured_of_every_recipe_without_work(computed, no_work):
