@@ -176,9 +176,12 @@ def curve(
     factor: float = 100,
     **line: Any,
 ) -> None:
-    """A line through the values of `rates`, times `factor`, and a band over their intervals, where these are known."""
+    """A line through the values of `rates`, times `factor`, and a band over their intervals, where these are known.
+
+    Of two seeds there is no band: their interval is twelve standard errors wide.
+    """
     middle, low, high = (factor * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
-    known = np.isfinite(high - low)
+    known = np.isfinite(high - low) & np.array([r.seeds != 2 for r in rates])
     axis.plot(epochs, middle, color=colour, marker=marker, **line)
     axis.fill_between(epochs, low, high, where=known, color=colour, alpha=0.18, linewidth=0)
 
