@@ -243,8 +243,12 @@ class StateOfTheArt:
         """What was found, in one sentence."""
         answer = self.verdict(claim).answer
         if claim == "C7":
-            said = words.against(self.rivalry.against(self.rivalry.rival))
-            return f"{answer}: success of RFN is {said} that of {self.rivalry.rival}, the better of the two on pilots."
+            rival, (other,) = self.rivalry.rival, {*pilots.RIVALS} - {self.rivalry.rival}
+            said = words.against(self.rivalry.against(rival))
+            told = f"{answer}: success of RFN is {said} that of {rival}, the better of the two on pilots."
+            if other in self.rivalry.curves:
+                told += f" It is {words.against(self.rivalry.against(other))} that of {other}."
+            return told
         techniques = self.grid.techniques
         over_sgd = sum(self.grid.over_sgd(t).value > 0 for t in techniques)
         over_alone = sum(self.grid.over_alone(t).value > 0 for t in techniques)
