@@ -61,6 +61,17 @@ def test_robust_features_stand_beside_and_judge_nothing():
     assert features.measure(lab_where({"D_R": -0.1})).verdict().word == "supported"
 
 
+@pytest.mark.parametrize("lacking", ["D_R", "pilot D_R"])
+def test_robust_features_may_be_missing(lacking):
+    found = features.measure(lab_where(missing=(lacking,)))
+    assert found.verdict().word == "supported"
+    assert found.headline().endswith("D_R is not recorded yet.")
+    assert list(found.gains().index) == ["D", "D_NR", *features.CONTROLS]
+    assert list(found.sensitivity().columns) == ["on D_NR", "on D"]
+    assert len(figures.early_stopping(found, found.shown, 0.02).axes) == 3
+    plt.close("all")
+
+
 def test_where_stopping_does_not_help_on_the_images_there_is_nothing_to_explain():
     found = features.measure(lab_where({"D": 0.0}))
     assert found.verdict().word == "not testable"
@@ -150,7 +161,7 @@ def test_tables_speak_in_words_and_units():
 
 def test_figures_show_every_set_with_its_intervals():
     found = features.measure(lab_where())
-    headline = figures.early_stopping(found, features.MAIN, 0.02)
+    headline = figures.early_stopping(found, found.shown, 0.02)
     assert [a.get_title(loc="left") for a in headline.axes[:3]] == [f"trained on {n} (5 seeds)" for n in features.MAIN]
     assert all(axis.collections for axis in headline.axes), "a band or a bar in each"
     stars = [line.get_xydata()[0] for line in headline.axes[0].lines if line.get_marker() == "*"]

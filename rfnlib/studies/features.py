@@ -45,6 +45,7 @@ CLAIMS = claims.by_id(
 )
 
 MAIN = ("D", "D_R", "D_NR")
+COMPARED = ("D", "D_NR")  # by the gate and by the verdict
 CONTROLS = ("D_rand", "D_det")
 WEAK = "l2 0.25"  # the ball in which robust accuracy is compared
 # Natural accuracy, and robust accuracy at l2 0.25, of ResNet-50 on the whole of CIFAR-10: the README of the
@@ -152,15 +153,16 @@ def by_steps(lab: Lab) -> dict[tuple[int, str], Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """Pilots and the main arms, seed by seed."""
+    """Pilots, and what is compared, seed by seed."""
     pilot, found = pilot_arms(lab), arms(lab)
     yield from by_seed(pilot[name] for name in MAIN)
-    yield from by_seed(found[name] for name in MAIN)
+    yield from by_seed(found[name] for name in COMPARED)
 
 
 def later(lab: Lab) -> Iterator[Measurement]:
-    """Checks of the sets; the controls; other ε; other numbers of steps."""
+    """Robust features, which stand beside; checks of the sets; the controls; other ε; other numbers of steps."""
     pilot, found = pilot_arms(lab), arms(lab)
+    yield from by_seed([found["D_R"]])
     yield from by_seed(checks(lab).values())
     yield from by_seed(pilot[name] for name in CONTROLS)
     yield from by_seed(found[name] for name in CONTROLS)
@@ -180,11 +182,11 @@ def measure(lab: Lab) -> EarlyStopping:
     """Transfer and robustness of surrogates trained on robust and on non-robust features, at `lab`'s scale.
 
     Raises:
-        MissingRecord: in replay, a run on D, D_R or D_NR is not recorded.
+        MissingRecord: in replay, a run on D or D_NR is not recorded.
     """
-    pilot = lab.shown(pilot_arms(lab), needed=MAIN)
+    pilot = lab.shown(pilot_arms(lab), needed=COMPARED)
     found = {name: arm for name, arm in arms(lab).items() if name in pilot}
-    curves = lab.curves(found, needed=MAIN)
+    curves = lab.curves(found, needed=COMPARED)
     stops = {name: stopping_epoch(lab, name) for name in curves}
     robustness = lab.curves({name: found[name] for name in curves}, lab.scale.robustness)
     return EarlyStopping(stops, curves, robustness, lab.curves(other_eps(lab)), pilots.gates(lab, "C1"))
@@ -196,7 +198,7 @@ class EarlyStopping:
 
     Attributes:
         stops: when each is stopped early.
-        curves: on test images and test targets.
+        curves: on test images and test targets, of those that are recorded; D and D_NR are.
         robustness: white-box, of those of which it is recorded.
         other_eps: the same as `curves` for the first seed, by ε and set, on a coarse grid.
         training_gates: that the scale must pass.
@@ -217,6 +219,11 @@ class EarlyStopping:
         return self.curves[name].at(self.stops[name], **how) - self.curves[name].at(**how)
 
     @property
+    def shown(self) -> list[str]:
+        """The main sets that are recorded."""
+        return [name for name in MAIN if name in self.curves]
+
+    @property
     def gates(self) -> list[Gate]:
         """Those of the scale, and that early stopping helps on the images themselves."""
         return [*self.training_gates, claims.positive("early stopping helps on D", self.help("D"))]
@@ -227,17 +234,19 @@ class EarlyStopping:
 
     def headline(self, claim: str = "C1") -> str:
         """What was found, in a sentence, and whether pilots stop at all."""
-        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in MAIN[::-1])
-        late = [name for name in MAIN[::-1] if self.stops[name] == self.curves[name].end]
+        shown = self.shown[::-1]
+        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in shown)
+        beside = "".join(f" {name} is not recorded yet." for name in MAIN if name not in shown)
+        late = [name for name in shown if self.stops[name] == self.curves[name].end]
         none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""
         return (
             f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
-            f"(points of success).{none}"
+            f"(points of success).{none}{beside}"
         )
 
     def sensitivity(self) -> pd.DataFrame:
         """What stopping early gains, counted in other ways, from the same records; in points."""
-        gains = {f"on {name}": partial(self.help, name) for name in MAIN[::-1]}
+        gains = {f"on {name}": partial(self.help, name) for name in self.shown[::-1]}
         return counting.table(gains, counting.otherwise(self.curves["D"].targets), "counted")
 
     def gains(self) -> pd.DataFrame:
