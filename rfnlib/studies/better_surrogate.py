@@ -196,10 +196,8 @@ def arms(lab: Lab) -> dict[str, Arm]:
 
 
 def plan(lab: Lab) -> Iterator[Measurement]:
-    """The rivals that go on from RFN, the search, after the pilots of its other architectures, then the winner."""
+    """The rivals that go on from RFN, the search, then the winner."""
     yield from by_seed(rivals(lab).values())
-    for arch in lab.scale.surrogates[1:]:
-        yield from by_seed(pilots.arms(lab, arch).values())
     yield from by_seed(search(lab).values())
     yield from by_seed(arms(lab).values())
 
