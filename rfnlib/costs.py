@@ -59,7 +59,8 @@ class Ledger:
         self.lab, self.scale = lab, lab.scale
         self.done: set[str] = set()
         for record in lab.records.values():
-            self.done |= {self._row(record, row["epoch"]) for row in record.rows}
+            epochs = [row["epoch"] for row in record.rows]
+            self.done |= {name(record, epoch) for name in (self._row, self._look) for epoch in epochs}
 
     @functools.cached_property
     def n_train(self) -> int:
@@ -102,20 +103,24 @@ class Ledger:
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
-        # Every row also takes the accuracy on all training images, forward only, of each network that predicts.
-        looked_at = (self.n_train + self.scale.accuracy_images) / 3
-
-        def row(epoch: float) -> Unit:
-            return Unit(_network(m.spec), m.probe.passes(self.scale) + looked_at * networks(m.recipe, epoch))
-
+        # Accuracies, of each network that predicts, are taken forward only, and once for all rows of a network.
+        looked_at, network = (self.n_train + self.scale.accuracy_images) / 3, _network(m.spec)
+        looks = {self._look(record, e): Unit(network, looked_at * networks(m.recipe, e)) for e in epochs}
+        rows = {self._row(record, e): Unit(network, m.probe.passes(self.scale)) for e in epochs}
         trained = dict(_training(m.spec, math.ceil(max(epochs) - 1e-9), self.n_train))
         for spec, epoch, _ in members(m.recipe, m.spec):
             trained |= _training(spec, math.ceil(epoch - 1e-9), self.n_train)
-        return {**trained, **{self._row(record, e): row(e) for e in epochs}}
+        return {**trained, **looks, **rows}
 
     def _row(self, record: Record, epoch: float) -> str:
-        history = _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))
-        return key(record.kind, record.settings, record.data, history)
+        return key(record.kind, record.settings, record.data, self._behind(record, epoch))
+
+    def _look(self, record: Record, epoch: float) -> str:
+        """The name of the accuracies that all rows of a network share."""
+        return key("accuracies", record.settings.get("recipe"), record.data, self._behind(record, epoch))
+
+    def _behind(self, record: Record, epoch: float) -> str:
+        return _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))
 
     def _on_disk(self, spec: TrainSpec | Outside, epochs: tuple[float, ...]) -> set[str]:
         """The epochs of training that need not be trained to have `spec`'s network at `epochs`, by name.

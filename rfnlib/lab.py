@@ -289,9 +289,7 @@ class Lab:
             yield found
 
     def _per_epoch(self, spec: TrainSpec | Outside) -> int:
-        if isinstance(spec, Outside):
-            return 1
-        return training.steps_per_epoch(spec, self.trained_on(spec))
+        return 1 if isinstance(spec, Outside) else training.steps_per_epoch(spec, self.trained_on(spec))
 
     def _history(self, spec: TrainSpec | Outside, epoch: float, recipe: Recipe | None) -> str:
         """The key of what lies behind the weights of `spec` at `epoch`, or those that `recipe` makes of them."""
@@ -448,7 +446,8 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The scale's images and targets on the device."""
-        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick(), self._weights)
+        known = lambda s: records.accuracies(self.records.values(), s.history, s.digest)  # noqa: E731
+        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick(), self._weights, known)
 
     def _train(self, spec: TrainSpec, at: Iterable[float]) -> Iterator[snapshots.Snapshot]:
         branches = [float(m) for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]

@@ -16,7 +16,7 @@ import math
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from rfnlib.specs import SpecError, TrainSpec, parse
 
 VERSION = 2
 HEX = re.compile("[0-9a-f]{16}")
+ACCURACIES = ("accuracy", "train_accuracy", "train_loss")  # what every row says of its network, whatever is measured
 
 
 class BadRecord(ValueError):
@@ -188,6 +189,15 @@ def _implausible(record: Record) -> str:
 def read_all(folder: Path) -> list[Record]:
     """Every record in `folder`, in the order of names; BadRecord if one is not to be trusted."""
     return [read(p) for p in sorted(folder.glob("*.json"))]
+
+
+def accuracies(found: Iterable[Record], history: str, weights: str) -> dict[str, float | None] | None:
+    """What a row says of the same network, whatever was measured; None where there is no row that says all of it."""
+    for record in found:
+        for row in record.rows:
+            if (row["snapshot"], row["weights"]) == (history, weights) and row.keys() >= set(ACCURACIES):
+                return {name: row[name] for name in ACCURACIES}
+    return None
 
 
 def provenance(device: str, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:

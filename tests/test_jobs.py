@@ -266,16 +266,21 @@ def test_a_judged_seed_waits_for_the_pilots_before_it_in_the_plan(tmp_path, monk
     assert list(dict(jobs.Todo(lab).ready(()))) == [judged, later]
 
 
+def epochs_left(lab: Lab, ledger: costs.Ledger, m: Measurement) -> int:
+    """How many epochs of `m`'s training are left."""
+    return len(costs._training(m.spec, lab.scale.epochs, ledger.n_train).keys() & ledger.left(m).keys())
+
+
 def test_units_are_counted_once_and_as_they_are():
     lab = Lab(replace(TINY, name="nowhere"), "replay", device="cpu")
-    ledger, per_epoch = costs.Ledger(lab), 200
+    ledger = costs.Ledger(lab)
     *_, decays, constant, robust = planned(lab)
-    epochs = {name: u for name, u in ledger.left(robust).items() if u.passes == per_epoch}
-    assert len(epochs) == 3 and len(ledger.left(robust)) == 6  # and three rows
+    assert epochs_left(lab, ledger, robust) == 3 and len(ledger.left(robust)) == 9  # and three rows, three accuracies
     shared = ledger.left(constant).keys() & ledger.left(decays).keys()
-    assert len(shared) == 2  # the first epoch, and the row after it
+    assert len(shared) == 3  # the first epoch, and the row and the accuracies after it
     ledger.finish(robust, (1.0, 2.0))
-    assert len(ledger.left(robust)) == 2 and len(ledger.left(constant)) == 4
+    assert len(ledger.left(robust)) == 3
+    assert epochs_left(lab, ledger, constant) == 1 and len(ledger.left(constant)) == 5  # three rows, one's accuracies
 
 
 def test_a_row_that_is_copied_takes_no_training_and_leaves_it_to_do():
@@ -286,7 +291,7 @@ def test_a_row_that_is_copied_takes_no_training_and_leaves_it_to_do():
     ledger.done |= {name for name, u in shared.items() if u.passes != 200}  # recorded, and its network gone
     assert ledger.left(constant.of((1.0,))) == {}
     ledger.finish(constant, (1.0,))
-    assert len(ledger.left(constant)) == 5  # three epochs, two rows
+    assert epochs_left(lab, ledger, constant) == 3 and len(ledger.left(constant)) == 7  # two rows, two accuracies
 
 
 @pytest.mark.parametrize(
@@ -317,7 +322,7 @@ def test_what_lies_in_the_cache_is_not_counted_and_what_was_lost_is(tmp_path):
     *_, robust = planned(lab)
 
     def epochs() -> int:
-        return sum(u.passes == 200 for u in costs.Ledger(lab).left(robust).values())
+        return epochs_left(lab, costs.Ledger(lab), robust)
 
     rows = lab.rows(robust)
     assert epochs() == 3
@@ -326,7 +331,7 @@ def test_what_lies_in_the_cache_is_not_counted_and_what_was_lost_is(tmp_path):
     assert epochs() == 2, "the second goes on from the state after the first"
     for _ in lab.rows(robust):  # not recorded
         pass
-    assert epochs() == 0 and len(costs.Ledger(lab).left(robust)) == 2
+    assert epochs() == 0 and len(costs.Ledger(lab).left(robust)) == 4, "two rows, two accuracies"
     for file in (lab.cache / "snapshots").iterdir():
         file.unlink()
     assert epochs() == 3
@@ -335,8 +340,8 @@ def test_what_lies_in_the_cache_is_not_counted_and_what_was_lost_is(tmp_path):
 def test_released_weights_are_not_counted_as_training(tmp_path):
     lab = lab_in(tmp_path)
     target, *_ = planned(lab)
-    assert len(costs.Ledger(lab).left(target)) == target.spec.epochs + 1
+    assert len(costs.Ledger(lab).left(target)) == target.spec.epochs + 2
     list(lab.rows(target))  # not recorded
     for file in (lab.cache / "snapshots").iterdir():
         file.unlink()
-    assert len(costs.Ledger(lab).left(target)) == 1, "the row alone"
+    assert len(costs.Ledger(lab).left(target)) == 2, "the row and the accuracies alone"

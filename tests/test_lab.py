@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scenes import TINY
 
-from rfnlib import costs, data, execution, keys, models, records, training, zoo
+from rfnlib import costs, data, execution, keys, models, records, subjects, training, zoo
 from rfnlib.attacks import IterativeAttack
 from rfnlib.curves import TransferCurve
 from rfnlib.lab import Lab, MissingRecord
@@ -217,6 +217,18 @@ def test_a_row_taken_out_is_computed_again_alone_and_is_the_same(place, computed
     assert {p: p.read_bytes() for p in untouched} == untouched
 
 
+def test_accuracies_of_a_network_are_taken_once_whatever_is_measured_of_it(tmp_path, monkeypatch):
+    lab = Place(tmp_path).lab(scale=replace(TINY, targets=TINY.targets[:2]))
+    spec = lab.scale.flat(None, 0)
+    (first,) = lab.measure(Measurement(spec, At(lab.scale.transfer, (1.0,)))).rows
+    again = Place(tmp_path).lab(scale=lab.scale)  # another process, which has nothing but the records
+    monkeypatch.setattr(subjects.Bench, "_accuracies", lambda *_: pytest.fail("what is recorded is not computed again"))
+    (second,) = again.measure(Measurement(spec, At(lab.scale.robustness, (1.0,)))).rows
+    assert {name: second[name] for name in records.ACCURACIES} == {name: first[name] for name in records.ACCURACIES}
+    with pytest.raises(pytest.fail.Exception):
+        again.measure(Measurement(spec, At(lab.scale.robustness, (2.0,))))
+
+
 def test_the_data_set_is_read_once(tmp_path):
     lab = Place(tmp_path).lab()
     assert lab.dataset() is lab.dataset(None) is lab.bench.dataset
@@ -256,7 +268,7 @@ def test_a_row_of_other_images_is_neither_copied_nor_counted_as_done(place, atta
         lab.measure(lab.scale.clean(needed))
     (m,) = lr_decay.arms(lab)["cosine"].measurements(0)
     rows = [name for name, unit in costs.Ledger(lab).left(m).items() if unit.passes > 1]
-    assert len(rows) == len(m.epochs)
+    assert len(rows) == 2 * len(m.epochs), "of each the row, and the accuracies"
     lab.measure(m)
     assert attacks == [41] * len(m.epochs)
 
