@@ -22,7 +22,7 @@ from rfnlib.keys import key
 from rfnlib.lab import Lab
 from rfnlib.scale import Scale, Target
 from rfnlib.specs import TrainSpec
-from rfnlib.studies import better_surrogate, pilots, rfn_gains, state_of_the_art
+from rfnlib.studies import better_surrogate, features, pilots, rfn_gains, state_of_the_art
 from rfnlib.transforms import named
 
 FILE = "PREREGISTRATION.md"
@@ -129,7 +129,9 @@ def gates() -> pd.DataFrame:
 
 def choices() -> pd.DataFrame:
     """What the pilots choose, a column a scale."""
-    found = {f"`{s.name}`": pilots.choice_table(Lab(s, "replay"))["chosen"] for s in JUDGED}
+    labs = {f"`{s.name}`": Lab(s, "replay") for s in JUDGED}
+    made = {name: [study.choice_table(lab) for study in (pilots, features)] for name, lab in labs.items()}
+    found = {name: pd.concat(tables)["chosen"] for name, tables in made.items()}
     return pd.DataFrame(found).fillna("none").rename_axis("choice")
 
 

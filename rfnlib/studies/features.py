@@ -178,6 +178,17 @@ def stopping_epoch(lab: Lab, name: str) -> float:
     return pilots.validated(lab, pilot_arms(lab)[name]).best
 
 
+def choice_table(lab: Lab) -> pd.DataFrame:
+    """When surrogates on each main set are stopped early, as far as it can be chosen. Never computes."""
+    lab = lab.replaying()
+
+    def said(name: str) -> str:
+        return f"{stopping_epoch(lab, name):g}"
+
+    stops = {f"C1: epoch at which training on {name} is stopped early": partial(said, name) for name in MAIN}
+    return pilots.choice_rows(stops)
+
+
 def measure(lab: Lab) -> EarlyStopping:
     """Transfer and robustness of surrogates trained on robust and on non-robust features, at `lab`'s scale.
 

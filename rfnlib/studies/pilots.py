@@ -351,6 +351,11 @@ def choice_table(lab: Lab) -> pd.DataFrame:
     for i, arch in enumerate(lab.scale.surrogates[1:], 2):
         choices[f"architecture {i}: stopping epoch"] = partial(_said, stopping_epoch, lab, arch)
         choices[f"architecture {i}: ρ of RFN"] = partial(_said, chosen_rho, lab, arch)
+    return choice_rows(choices)
+
+
+def choice_rows(choices: Mapping[str, Callable[[], str]]) -> pd.DataFrame:
+    """A row a choice, as far as it can be made."""
     found = dict.fromkeys(choices, "not possible yet")
     for name, choose in choices.items():
         with suppress(MissingRecord):
