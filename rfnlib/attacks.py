@@ -149,7 +149,7 @@ class IterativeAttack:
 
     Attributes:
         eps: radius, in units of [0, 1] pixels; None: 4/255 (linf), 0.5 (l2: of the whole image).
-        step: step size; None: eps/10.
+        step: step size; None: eps/10, or eps/steps in fewer than 10 steps, so that they reach the edge of the ball.
         steps: number of iterations.
         norm: "linf" or "l2".
         random_start: start uniformly in the ball instead of at the image.
@@ -223,7 +223,7 @@ class IterativeAttack:
 
     @property
     def step_size(self) -> float:
-        return self.radius / 10 if self.step is None else float(self.step)
+        return self.radius / min(self.steps, 10) if self.step is None else float(self.step)
 
     @property
     def ball(self) -> Ball:

@@ -153,7 +153,7 @@ def crafted(device: str, say: Say, stems: Sequence[int] = (2, 1), n: int = 128, 
         # Attacks of others compute weight gradients unless told not to: what they are given asks for none.
         model.eval().requires_grad_(False)
         runs = {
-            "BIM": lambda model=model: BIM(eps, steps=steps)(model, x, y),
+            "BIM": lambda model=model: BIM(eps, step=step, steps=steps)(model, x, y),
             "bare": lambda model=model: _bare_attack(model, x, y, eps, step, steps),
             "folded": lambda model=model: _bare_attack(model, x, y, eps, step, steps, folds=True),
         }

@@ -67,6 +67,18 @@ def test_the_defaults_are_those_of_the_authors():
     assert BIM(eps=8 / 255).step_size == 8 / 255 / 10
 
 
+@pytest.mark.parametrize("norm, eps", [("linf", 0.06), ("l2", 0.4)])
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 50])
+def test_a_default_step_is_long_enough_to_reach_the_edge_of_the_ball(norm, eps, steps):
+    attack = BIM(eps, norm=norm, steps=steps)
+    assert attack.step_size == (eps / 10 if steps >= 10 else eps / steps)
+    assert BIM(eps, norm=norm, steps=steps, step=0.001).step_size == 0.001, "one that is given stays what it is"
+    x = torch.full((1, 1, 4, 4), 0.5)
+    adv = attack(lambda x: torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1), x, torch.tensor([1]))
+    moved = (adv - x).abs().amax() if norm == "linf" else (adv - x).norm()
+    assert moved.item() == pytest.approx(eps, abs=1e-6)
+
+
 def test_options_of_a_preset_reach_the_attack():
     assert PGD(0.1, random_start=False, steps=3) == BIM(0.1, steps=3)
     assert FGSM(0.1, step=0.02, steps=2) == IterativeAttack(0.1, 0.02, 2)

@@ -362,7 +362,7 @@ def by_hand(place: Place, name: str, seed: int, epoch: float):
     for _ in range(3):
         leaf = adv.clone().requires_grad_()
         F.cross_entropy(surrogate(leaf), y, reduction="sum").backward()
-        adv = adv + 32 / 255 / 10 * leaf.grad.sign()
+        adv = adv + 32 / 255 / 3 * leaf.grad.sign()
         adv = torch.minimum(torch.maximum(adv, x - 32 / 255), x + 32 / 255).clamp(0, 1)
     targets = [network(TINY.target(t), 6) for t in TINY.targets]  # the validation target is first
     with torch.no_grad():
