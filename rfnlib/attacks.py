@@ -35,14 +35,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfnlib.checks import is_number, is_whole, logits_of, require_images, require_labels
+from rfnlib.checks import is_model, is_number, is_whole, logits_of, require_images, require_labels, require_model
 from rfnlib.folding import folded
 from rfnlib.progress import Progress
 from rfnlib.transforms import (
@@ -75,6 +75,13 @@ from rfnlib.transforms import (
 NORMS = ("linf", "l2")
 DEFAULT_EPS = {"linf": 4 / 255, "l2": 0.5}
 WORTH_FOLDING = 5  # passes from which on a tenth of a second is repaid by networks that take one for a pass
+ELSEWHERE = {  # what other libraries call settings, and what to give here
+    "epsilon": "eps",
+    **dict.fromkeys(("alpha", "step_size", "eps_iter"), "step"),
+    **dict.fromkeys(("n_iter", "nb_iter", "num_iter", "max_iter", "num_steps", "n_steps", "iterations"), "steps"),
+    "decay": "momentum",
+    **dict.fromkeys(("restarts", "n_restarts"), "restarts to rfnlib.transfer.robust_accuracy"),
+}
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K) and labels (N,) to one number an image, (N,)
 
@@ -125,6 +132,24 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "l
 # --- the attack --------------------------------------------------------------------------------------------
 
 
+Of = TypeVar("Of")
+
+
+def _refusing(attack: type[Of]) -> type[Of]:
+    """`attack`, whose constructor says what the names of `ELSEWHERE` are here."""
+    init: Callable[..., None] = attack.__init__
+
+    @wraps(init)
+    def checked(self: Of, *given: Any, **options: Any) -> None:
+        for name in options:
+            require(name not in ELSEWHERE, f"an attack has no {name}; give {ELSEWHERE.get(name)}.")
+        init(self, *given, **options)
+
+    attack.__init__ = checked
+    return attack
+
+
+@_refusing
 @dataclass(frozen=True)
 class IterativeAttack:
     """Maximise a loss of a surrogate inside a ball around each image.
@@ -170,8 +195,9 @@ class IterativeAttack:
     less than a pixel's last digit; what comes back is rounded towards the image.
 
     Raises:
-        AttackError: on construction for a negative radius and the like, or one in units of 255 levels; on use for
-            images outside [0, 1], labels that do not fit, or a gradient that is not finite.
+        AttackError: on construction for a negative radius and the like, one in units of 255 levels, or a name that
+            only other libraries have; on use for what is no surrogate, images outside [0, 1], labels that do not fit,
+            a gradient that is not finite, or under `torch.inference_mode`, where there is none.
     """
 
     eps: float | None = None
@@ -472,11 +498,13 @@ def at_iteration(surrogate: Function, batch: Batch) -> Sequence[Function]:
 
 def listed(surrogate: Function | Sequence[Function]) -> Sequence[Function]:
     """The surrogates, one an iteration: a module or a function is the only one."""
-    if callable(surrogate) and type(surrogate) is not nn.ModuleList:
+    if is_model(surrogate):
         return [surrogate]
-    models = list(surrogate) if isinstance(surrogate, Iterable) else [surrogate]
-    wrong = [model for model in models if not callable(model)]
-    require(not wrong, f"the surrogate is {wrong[:1]!r}; give a module, a function, or a sequence of them.")
+    several = isinstance(surrogate, Iterable) and not isinstance(surrogate, str | Tensor)
+    models = list(surrogate) if several else [surrogate]
+    for model in models:
+        way_out = "a module, a function, or a sequence of them, before the images and labels"
+        require_model(model, AttackError, "the surrogate", way_out)
     return models
 
 
@@ -490,7 +518,8 @@ def input_gradient(model: Function, x: Tensor, y: Tensor, loss: Loss = cross_ent
         loss: from logits and labels to one number an image.
 
     Raises:
-        AttackError: labels outside the model's classes, no logits, or a gradient that is not finite.
+        AttackError: labels outside the model's classes, no logits, or a gradient that is not finite, or forbidden by
+            `torch.inference_mode`.
     """
     passes = _Passes(x.dtype, y)
     gradient = passes.gradient(model, x, loss)
@@ -511,6 +540,8 @@ class _Passes:
         self.finite: list[Tensor] = []
 
     def gradient(self, model: Function, x: Tensor, loss: Loss) -> Tensor:
+        cut = torch.is_inference_mode_enabled() or x.is_inference() or self.labels.is_inference()
+        require(not cut, "torch.inference_mode() leaves no gradients; use torch.no_grad(), for images and labels too.")
         x, y = x.detach().requires_grad_(), self.labels
         with torch.enable_grad():
             logits = logits_of(model, x.to(self.dtype), AttackError).float()

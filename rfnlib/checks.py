@@ -75,21 +75,40 @@ def _require_tensor(name: str, value: Any, kind: str, error: type[Exception]) ->
     require(isinstance(value, Tensor), f"{name} are a {_kind(value)}; give {way_out}.", error)
 
 
+def is_model(value: Any) -> bool:
+    """Whether `value` can be called on images: a `ModuleList` has no `forward`."""
+    return callable(value) and type(value) is not nn.ModuleList
+
+
+def require_model(
+    model: Any,
+    error: type[Exception] = ValueError,
+    name: str = "the model",
+    way_out: str = "one module or function (surrogates.Ensemble makes one of several)",
+) -> None:
+    """Refuse what is no model, such as the name of one."""
+    if is_model(model):
+        return
+    if isinstance(model, str):
+        raise error(f"{name} is {model!r}; give the network of this name, rfnlib.zoo.load({model!r}).")
+    of = f" of shape {tuple(model.shape)}" if isinstance(model, Tensor) else ""
+    raise error(f"{name} is a {_kind(model)}{of}; give {way_out}.")
+
+
 def logits_of(model: Callable[[Tensor], Any], images: Tensor, error: type[Exception] = ValueError) -> Tensor:
     """`model(images)`: logits (N, K) of images (N, C, H, W).
 
     Raises:
-        error: for a model that returns something else, or whose weights are of another type or device than `images`.
+        error: for what is no model, or returns something else, or whose weights are of another type or device than
+            `images`, or which begins with a convolution of other channels.
     """
+    require_model(model, error)
     try:
         logits = model(images)
     except RuntimeError as reason:
-        weights = model.parameters() if isinstance(model, nn.Module) else ()
-        kinds = {(p.dtype, p.device) for p in weights}
-        if len(kinds) == 1 and kinds != {(images.dtype, images.device)}:
-            ((dtype, device),) = kinds
-            given = f"images are {images.dtype} on {images.device}, the model's weights {dtype} on {device}"
-            raise error(f"{given}; give images.to({str(device)!r}, {dtype}), or move the model.") from reason
+        if isinstance(model, nn.Module) and (why := _unlike(model, images)):
+            first, *_ = str(reason).split("\n")
+            raise error(f"{why} ({first}).") from reason
         raise
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images):
         return logits
@@ -99,6 +118,21 @@ def logits_of(model: Callable[[Tensor], Any], images: Tensor, error: type[Except
     names = f" of {', '.join(map(repr, logits))}" if isinstance(logits, Mapping) else ""
     pick = repr(next(iter(logits), "logits")) if isinstance(logits, Mapping) else "0"
     raise error(f"the model returns a {_kind(logits)}{names}, not logits; give surrogates.Logits(model, {pick}).")
+
+
+def _unlike(model: nn.Module, images: Tensor) -> str:
+    """What tells `images` from those that `model` takes, and the way out; else nothing."""
+    kinds = {(p.dtype, p.device) for p in model.parameters()}
+    if len(kinds) == 1 and kinds != {(images.dtype, images.device)}:
+        ((dtype, device),) = kinds
+        given = f"images are {images.dtype} on {images.device}, the model's weights {dtype} on {device}"
+        return f"{given}; give images.to({str(device)!r}, {dtype}), or move the model"
+    shape = tuple(images.shape)
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if channels is None or len(shape) != 4 or channels == shape[1]:
+        return ""
+    way_out = "images.permute(0, 3, 1, 2)" if channels == shape[-1] else "such images"
+    return f"images are of shape {shape}, the model's first convolution takes (N, {channels}, H, W); give {way_out}"
 
 
 def _kind(value: Any) -> str:

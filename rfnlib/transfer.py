@@ -73,9 +73,12 @@ def is_robust(
         attack: untargeted; with a random start if `restarts` is more than 1.
 
     Raises:
-        AttackError: restarts that would repeat each other, a targeted attack, or what cannot be attacked.
+        AttackError: restarts that would repeat each other, what is no attack or a targeted one, or what cannot be
+            attacked.
     """
     require_whole("restarts", restarts, 1)
+    made = isinstance(attack, IterativeAttack)
+    require(made, f"attack is {attack!r}; give one that is made, such as PGD(eps=8 / 255, steps=20).")
     same = restarts > 1 and not attack.random_start
     require(not same, f"{restarts} restarts without a random start would be one; use PGD, or restarts=1.")
     require(not attack.targeted, "the attack is targeted; robust accuracy is about any other class.")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rfnlib.attacks import BIM, DI, FGSM, PGD, AttackError, IterativeAttack, frozen, input_gradient
+from rfnlib.attacks import BIM, DI, FGSM, MI, PGD, AttackError, IterativeAttack, frozen, input_gradient
 from rfnlib.sharpness import top_eigenvalue
 from rfnlib.surrogates import Logits
-from rfnlib.transfer import predict
+from rfnlib.transfer import predict, robust_accuracy
 
 N, SHAPE, CLASSES = 6, (2, 5, 5), 4
 quick = settings(max_examples=40, deadline=None)
@@ -82,8 +82,8 @@ def test_a_default_step_is_long_enough_to_reach_the_edge_of_the_ball(norm, eps, 
 def test_options_of_a_preset_reach_the_attack():
     assert PGD(0.1, random_start=False, steps=3) == BIM(0.1, steps=3)
     assert FGSM(0.1, step=0.02, steps=2) == IterativeAttack(0.1, 0.02, 2)
-    with pytest.raises(TypeError, match="alpha"):
-        BIM(alpha=0.1)
+    with pytest.raises(TypeError, match="strength"):
+        BIM(strength=0.1)
 
 
 def test_the_description_tells_apart_what_gives_other_images():
@@ -513,8 +513,20 @@ def sharpness_with(images=IMAGES, labels=LABELS):
     return lambda: top_eigenvalue(small(), [(images, labels)])
 
 
+def with_data_of_inference(images=IMAGES, labels=LABELS):
+    with torch.inference_mode():
+        images, labels = images * 1, labels * 1
+    return BIM(steps=1)(small(), images, labels)
+
+
 BYTES = "images are torch.uint8 of shape (6, 2, 5, 5); give floats of shape (N, C, H, W)"
 TUPLE = "the model returns a tuple, not logits; give surrogates.Logits(model, 0)."
+FORBIDDEN = "torch.inference_mode() leaves no gradients; use torch.no_grad(), for images and labels too."
+SWAPPED = "the surrogate is a torch.Tensor of shape (6, 2, 5, 5); give a module, a function, or a sequence of them"
+BY_NAME = "is 'smoke/sgd-0'; give the network of this name, rfnlib.zoo.load('smoke/sgd-0')."
+SEVERAL = "give one module or function (surrogates.Ensemble makes one of several)."
+NO_ATTACK = "attack is {}; give one that is made, such as PGD(eps=8 / 255, steps=20)."
+CONVOLUTION = net(dtype=torch.float32)
 LEVELS, NAMED, PAIR = IMAGES * 255, Returns(lambda z: {"logits": z, "loss": z.sum()}), Returns(lambda z: (z, None))
 RANGE = "images range over [0, 255]; divide them by 255"
 MISUSE = {
@@ -550,7 +562,29 @@ MISUSE = {
         predict_with(Returns(lambda z: z[..., None])),
         "the model returns (6, 4, 1) for 6 images; give one that returns logits (6, classes).",
     ),
-    "no surrogate": (attack_with("resnet18"), "the surrogate is ['r']; give a module, a function, or"),
+    "no surrogate": (attack_with(3), "the surrogate is a int; give a module, a function, or a sequence of them"),
+    "a name": (attack_with("smoke/sgd-0"), f"the surrogate {BY_NAME}"),
+    "a name among several": (attack_with([small(), "smoke/sgd-0"]), f"the surrogate {BY_NAME}"),
+    "a name, predict": (predict_with("smoke/sgd-0"), f"the model {BY_NAME}"),
+    "several, predict": (predict_with([small(), small()]), f"the model is a list; {SEVERAL}"),
+    "a ModuleList, predict": (predict_with(nn.ModuleList([small()])), f"ModuleList; {SEVERAL}"),
+    "images before the surrogate": (lambda: BIM()(IMAGES, LABELS, small()), SWAPPED),
+    "three channels for two": (
+        attack_with(CONVOLUTION, torch.rand(N, 3, 5, 5)),
+        "images are of shape (6, 3, 5, 5), the model's first convolution takes (N, 2, H, W); give such images (Given",
+    ),
+    "channels last": (
+        attack_with(CONVOLUTION, IMAGES.permute(0, 2, 3, 1)),
+        "images are of shape (6, 5, 5, 2), the model's first convolution takes (N, 2, H, W); give images.permute(0, 3,",
+    ),
+    "alpha for step": (lambda: BIM(alpha=2 / 255), "an attack has no alpha; give step."),
+    "epsilon for eps": (lambda: FGSM(epsilon=8 / 255), "an attack has no epsilon; give eps."),
+    "num_steps for steps": (lambda: MI(num_steps=10), "an attack has no num_steps; give steps."),
+    "restarts of an attack": (lambda: PGD(restarts=5), "give restarts to rfnlib.transfer.robust_accuracy."),
+    "an attack by name": (lambda: robust_accuracy(small(), IMAGES, LABELS, "pgd"), NO_ATTACK.format("'pgd'")),
+    "an attack that is not made": (lambda: robust_accuracy(small(), IMAGES, LABELS, PGD), NO_ATTACK.format(PGD)),
+    "attack under inference_mode": (torch.inference_mode()(attack_with()), FORBIDDEN),
+    "images made under inference_mode": (with_data_of_inference, FORBIDDEN),
 }
 
 
