@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -40,6 +41,16 @@ def is_whole(value: Any, low: float = -math.inf, high: float = math.inf) -> bool
     (True, False, False)
     """
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def meant(name: Any, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is nearest, if one is near.
+
+    >>> meant("sam", ["SAM", "GNP"]), meant("x", ["SAM", "GNP"])
+    ("; 'SAM' may be meant", '')
+    """
+    names = {of.lower(): of for of in known}
+    return "".join(f"; {names[near]!r} may be meant" for near in get_close_matches(str(name).lower(), names, 1))
 
 
 # --- images, labels and logits -----------------------------------------------------------------------------

@@ -68,6 +68,7 @@ from torch.optim import SGD
 
 from rfnlib import keys
 from rfnlib.buffers import hold, put_back
+from rfnlib.checks import meant
 from rfnlib.sam import (
     SAM,
     Base,
@@ -371,11 +372,12 @@ def register(name: str, method: type[SAM]) -> None:
         method: a subclass of `SAM`. It states its own `passes_per_step` where that is not 2.
 
     Raises:
-        MinimizerError: no identifier, no subclass of `SAM`, or a name that is taken.
+        MinimizerError: no identifier, no subclass of `SAM`, or a name that is taken, as RFN is by SAM.
     """
     need(isinstance(name, str) and name.isidentifier(), f"name is {name!r}; give an identifier.")
     fine = isinstance(method, type) and issubclass(method, SAM)
     need(fine, f"method is {method!r}; give a subclass of SAM.")
+    need(name.upper() != "RFN", "RFN is SAM with a large rho; give another name.")
     need(METHODS.get(name, method) is method, f"{name} is {METHODS.get(name)} already; give another name.")
     METHODS[name] = method
 
@@ -386,7 +388,8 @@ def method(name: str) -> type[SAM]:
     Raises:
         MinimizerError: there is none.
     """
-    need(name in METHODS, f"method is {name!r}; give one of {', '.join(METHODS)}, or `register` it.")
+    way_out = f"give one of {', '.join(METHODS)}, or `register` it{meant(name, METHODS)}"
+    need(name in METHODS, f"method is {name!r}; {way_out}.")
     return METHODS[name]
 
 

@@ -74,7 +74,7 @@ from rfnlib.bricks import (
     scaled,
     stack,
 )
-from rfnlib.checks import is_whole, require
+from rfnlib.checks import is_whole, meant, require
 
 # ------------------------------------------------------------------------------------- the families
 
@@ -297,6 +297,12 @@ def register(name: str, layers: Callable[..., Body]) -> None:
     ARCHITECTURES[name] = layers
 
 
+def require_known(arch: str) -> None:
+    """Raise `ValueError` unless `arch` is a name in `ARCHITECTURES`."""
+    known = f"choose one of {', '.join(sorted(ARCHITECTURES))}, or register it{meant(arch, ARCHITECTURES)}"
+    require(arch in ARCHITECTURES, f"unknown architecture {arch!r}: {known}.")
+
+
 def build(
     arch: str,
     *,
@@ -324,9 +330,7 @@ def build(
     Raises:
         ValueError: an unknown name, or numbers that make no network.
     """
-    if arch not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise ValueError(f"unknown architecture {arch!r}: choose one of {known}, or register it.")
+    require_known(arch)
     if width is not None:
         _require_count("width", width, "or None for the full published form")
     _require_count("n_classes", n_classes, "the number of labels of the data")

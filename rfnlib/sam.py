@@ -97,7 +97,7 @@ class SAM(Optimizer):
         draws: whether it draws random numbers: it takes a `seed`.
 
     Raises:
-        MinimizerError: a negative radius, a base optimizer of another model and the like.
+        MinimizerError: a negative radius, what is no optimizer or that of another model, and the like.
     """
 
     averages, perturbs, draws = False, True, False
@@ -113,7 +113,10 @@ class SAM(Optimizer):
         log: bool = False,
         **base_options: Any,
     ) -> None:
+        adaptive = "what is adaptive is a class of its own here: take ASAM, or AGSAM for GSAM"
+        need("adaptive" not in base_options, f"adaptive is {base_options.get('adaptive')!r}; {adaptive}.")
         built, given = isinstance(base, Optimizer), ", ".join(base_options)
+        need(built or callable(base), f"base is {base!r}; give a class such as torch.optim.SGD, or one that is built.")
         need(not (built and given), f"the base optimizer is built already; give {given} to it.")
         whole = isinstance(params, nn.Module)
         self.model, self.log = (params if whole else model), log
@@ -142,6 +145,13 @@ class SAM(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "step"}  # a scheduler's, of this object
+
+    @property
+    def first_step(self) -> Any:
+        """Only other libraries have it, and `second_step`: `step` makes both passes, and `hasattr` says no."""
+        raise AttributeError(f"{type(self).__name__} has no first_step and second_step; give step(closure), for both.")
+
+    second_step = first_step
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

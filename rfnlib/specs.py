@@ -183,7 +183,8 @@ def _check(schedule: Any) -> None:
 class Minimizer:
     """A method of `rfnlib.minimizers` around SGD. RFN is SAM with a large `rho`, and has no name of its own here.
 
-    Whether there is such a method, and takes these options, is known where it trains: see `training.train`.
+    Whether there is such a method, which may be registered later, and takes these options, is known where it trains:
+    see `training.train`.
 
     Attributes:
         method: a name in `minimizers.METHODS`.
@@ -206,6 +207,8 @@ class Minimizer:
         for name in ("rho", "warmup"):
             value = getattr(self, name)
             require(is_number(value, 0), f"{name} is {value!r}; give a number of 0 or more.")
+        sam = f"Minimizer('SAM', {self.rho or 0.2})"
+        require(self.method.upper() != "RFN", f"method is {self.method!r}, which is SAM with a large rho; give {sam}.")
         start = self.average_from
         fine = start is None or is_number(start, 0)
         require(fine, f"average_from is {start!r}; give an epoch of 0 or more, or None.")

@@ -102,7 +102,8 @@ def train(
         An iterator of snapshots in the order of their epochs. Each may be deleted when it has been used.
 
     Raises:
-        SpecError: `at` outside the run, a batch larger than the training set, or a data set that is not the spec's.
+        SpecError: `at` outside the run or no list, a batch larger than the training set, an unknown minimizer, or a
+            data set that is not the spec's.
         ValueError: an unknown architecture, data set or execution.
         TrainingDiverged: the loss became infinite or NaN.
         DamagedSnapshot: the last snapshot of a run that this one builds on is damaged.
@@ -111,12 +112,13 @@ def train(
     require(dataset or not spec.features, "the spec trains on a built set; build it with rfnlib.features, as dataset.")
     if spec.minimizer:
         _method(spec.minimizer)
+    models.require_known(spec.arch)
     dataset = dataset or data.load(spec.data).cut(*spec.cut)
     _check_described(dataset, spec)
     per_epoch = steps_per_epoch(spec, dataset)
     run = Run(spec, dataset.digest, per_epoch, cache or paths.cache_dir())
-    wanted = _iterations(range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
-    kept = _iterations(keep, spec, per_epoch)
+    wanted = _iterations("at", range(1, spec.epochs + 1) if at is None else at, spec, per_epoch)
+    kept = _iterations("keep", keep, spec, per_epoch)
     how = execution.resolve(device, precision, compile, channels_last)
 
     def trained(other: TrainSpec) -> nn.Module:
@@ -402,7 +404,9 @@ def _method(m: Minimizer) -> type[minimizers.SAM]:
     return method
 
 
-def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:
+def _iterations(name: str, epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> list[int]:
+    several = isinstance(epochs, Iterable) and not isinstance(epochs, str)
+    require(several, f"{name} is {epochs!r}; give a list of epochs, such as [{spec.epochs}].")
     epochs = list(epochs)
     for e in epochs:
         require(
@@ -414,6 +418,8 @@ def _iterations(epochs: Iterable[float], spec: TrainSpec, per_epoch: int) -> lis
 
 def _check_described(dataset: data.Dataset, spec: TrainSpec) -> None:
     """Refuse a data set that is not what the spec says."""
+    loaded = isinstance(dataset, data.Dataset)
+    require(loaded, f"dataset is a {type(dataset).__name__}; give data.load({spec.data!r}).cut(*spec.cut), or None.")
     name, n = dataset.name, len(dataset.train_labels)
     if spec.features:
         built = dataset.built_from == spec.data

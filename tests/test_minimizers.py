@@ -1290,6 +1290,27 @@ def test_a_step_without_closure_is_refused_in_one_sentence():
         LookSAM(net()).step()
 
 
+@pytest.mark.parametrize("name", ["first_step", "second_step"])
+def test_the_two_steps_of_other_libraries_are_one_here(name):
+    minimizer = SAM(net())
+    assert not hasattr(minimizer, name)
+    with pytest.raises(AttributeError, match=r"^SAM has no first_step and second_step; give step\(closure\), for"):
+        getattr(minimizer, name)(zero_grad=True)
+
+
+def test_what_is_adaptive_elsewhere_is_a_class_here():
+    for made in (lambda m: SAM(m.parameters(), SGD, rho=0.1, adaptive=True), lambda m: GSAM(m, adaptive=False)):
+        with pytest.raises(MinimizerError, match="^adaptive is (True|False); what is adaptive is a class .* take ASAM"):
+            made(net())
+
+
+@pytest.mark.parametrize("base", ["SGD", 0.05, None])
+def test_a_base_that_is_no_optimizer_is_refused_in_one_sentence(base):
+    model = net()
+    with pytest.raises(MinimizerError, match=f"^base is {base!r}; give a class such as torch.optim.SGD, or one"):
+        SAM(model.parameters(), base, lr=0.1)
+
+
 # --- several processes ----------------------------------------------------------------------------------
 
 RANK = """
@@ -1349,6 +1370,8 @@ def test_a_minimizer_of_ones_own_is_registered_by_name(monkeypatch):
     monkeypatch.setattr(minimizers, "METHODS", dict(minimizers.METHODS))
     with pytest.raises(MinimizerError, match="method is 'Twice'; give one of SAM, ASAM, .*, SWA, or `register` it"):
         minimizers.method("Twice")
+    with pytest.raises(MinimizerError, match="method is 'gsam'; give .*, or `register` it; 'GSAM' may be meant.$"):
+        minimizers.method("gsam")
     minimizers.register("Twice", Twice)
     minimizers.register("Twice", Twice)  # a notebook's cell run again
     assert minimizers.method("Twice") is Twice and minimizers.method("SWA") is SWA
@@ -1356,6 +1379,7 @@ def test_a_minimizer_of_ones_own_is_registered_by_name(monkeypatch):
         ("SAM", Twice, "SAM is .*SAM'> already; give another name"),
         ("no name", Twice, "name is 'no name'; give an identifier"),
         ("Other", SGD, "method is .*SGD'>; give a subclass of SAM"),
+        ("RFN", Twice, "RFN is SAM with a large rho; give another name"),
     ):
         with pytest.raises(MinimizerError, match=match):
             minimizers.register(name, kind)

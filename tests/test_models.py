@@ -283,6 +283,8 @@ def test_the_global_seed_decides_the_weights(arch):
 def test_unknown_architectures_are_refused_with_the_names():
     with pytest.raises(ValueError, match="'resnet19'.*resnet18.*vgg16"):
         build("resnet19")
+    with pytest.raises(ValueError, match="or register it; 'resnet18' may be meant"):
+        build("ResNet-18")
 
 
 @pytest.mark.parametrize("width", [0, -4, 1.5, True, "16"])

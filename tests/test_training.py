@@ -427,6 +427,18 @@ def test_an_epoch_outside_the_run_is_refused_before_anything_is_trained(epoch, t
         start(SPEC, tmp_path, keep=[epoch])
 
 
+@pytest.mark.parametrize("name", ["at", "keep"])
+@pytest.mark.parametrize("epochs", [0.5, 3, "3"])
+def test_epochs_that_are_no_list_are_refused_in_one_sentence(name, epochs, tmp_path):
+    with pytest.raises(SpecError, match=rf"^{name} is {epochs!r}; give a list of epochs, such as \[3\]\.$"):
+        start(SPEC, tmp_path, **{name: epochs})
+
+
+def test_a_data_set_by_name_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(SpecError, match=r"^dataset is a str; give data.load\('digits'\).cut\(\*spec.cut\), or None\.$"):
+        training.train(SPEC, dataset="digits", cache=tmp_path)
+
+
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
     with pytest.raises(SpecError, match="batch is 201, but there are only 200 training images"):
         start(replace(SPEC, batch=201), tmp_path)
@@ -434,7 +446,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
 
 def test_unknown_networks_data_and_devices_are_refused(tmp_path):
     with pytest.raises(ValueError, match="resnet19"):
-        run(replace(SPEC, arch="resnet19"), tmp_path)
+        start(replace(SPEC, arch="resnet19"), tmp_path)  # before anything is trained
     with pytest.raises(ValueError, match="mnist"):
         training.train(replace(SPEC, data="mnist"), cache=tmp_path)
     with pytest.raises(ValueError, match="device is 'tpu'"):

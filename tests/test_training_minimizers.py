@@ -126,6 +126,8 @@ def test_options_that_a_method_does_not_have_are_refused(tmp_path):
     [
         ({"method": "R F N", "rho": 0.3}, "method is 'R F N'; give the name of a minimizer, such as 'SAM'"),
         ({"method": 3, "rho": 0.3}, "method is 3; give the name"),
+        ({"method": "RFN", "rho": 0.3}, r"method is 'RFN', which is SAM with a large rho; give Minimizer\('SAM', 0.3"),
+        ({"method": "rfn"}, r"method is 'rfn', which is SAM with a large rho; give Minimizer\('SAM', 0.2\)."),
         ({"method": "SAM", "rho": -1}, "rho is -1; give a number of 0 or more"),
         ({"method": "SAM", "rho": 0.1, "warmup": float("nan")}, "warmup is nan"),
         ({"method": "WASAM", "rho": 0.1, "average_from": "2"}, "average_from is '2'; give an epoch of 0 or more"),
@@ -139,7 +141,7 @@ def test_a_minimizer_of_values_that_cannot_be_meant_is_refused(arguments, said):
 @pytest.mark.parametrize(
     ("minimizer", "said"),
     [
-        (Minimizer("RFN", 0.3), "method is 'RFN'; give one of SAM, ASAM, .*, SWA, or `register` it"),
+        (Minimizer("Sam", 0.3), "method is 'Sam'; give one of SAM, .*, SWA, or `register` it; 'SAM' may be meant"),
         (Minimizer("SAM"), "rho is 0.0 with SAM; give a number above 0"),
         (Minimizer("SWA", 0.1, average_from=1), "rho is 0.1 with SWA; give 0, for it has no neighbourhood"),
         (Minimizer("SAM", 0.1, average_from=2), "average_from is 2 with SAM; give None, since SAM averages no weights"),
