@@ -310,7 +310,8 @@ def most(name: str) -> int:
 
 
 def _source(name: str) -> _Source:
-    require(name in _SOURCES, f"There is no data set {name!r}: choose one of {', '.join(_SOURCES)}, or register it.")
+    known = f"choose one of {', '.join(_SOURCES)}, or register it{checks.meant(name, _SOURCES)}"
+    require(name in _SOURCES, f"There is no data set {name!r}: {known}.")
     return _SOURCES[name]
 
 
@@ -333,17 +334,23 @@ def from_arrays(
         flip: whether a mirrored image keeps its class.
 
     Raises:
-        DataError: arrays of another type or shape, or labels beyond the classes.
+        DataError: arrays of another type or shape, or with the channels last; labels beyond the classes, or that
+            leave out some where no classes are named.
     """
     shape = np.shape(train[0])[1:]
     for part, (images, labels) in (("train", train), ("test", test)):
         found = f"{images.dtype} of shape {images.shape}"
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1:] == shape and len(images) > 0
         require(fits, f"the {part} images of {name} are {found}; give uint8 (N, C, H, W), alike in training and test.")
+        last = images.shape[3] <= 4 < images.shape[1]  # rows no longer than a pixel has colours, and many channels
+        require(not last, f"the {part} images of {name} are {found}; give (N, C, H, W), the channels first.")
         fits = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
         found = f"{labels.dtype} of shape {labels.shape}"
         require(fits, f"the {part} labels of {name} are {found}; give integers from 0, one an image.")
     most = int(max(train[1].max(), test[1].max()))
+    empty = np.setdiff1d(np.arange(most + 1), train[1])
+    lost = f"no training image of {name} has a label of {empty[:9].tolist()}, and labels go up to {most}"
+    require(classes or not len(empty), f"{lost}; count classes from 0, or name them all in classes=.")
     classes = tuple(classes or map(str, range(most + 1)))
     require(most < len(classes), f"the labels of {name} go up to {most}; {len(classes)} classes are named.")
     channels = [train[0][:, c] for c in range(shape[0])]

@@ -33,14 +33,15 @@ def from_pairs(name: str, train: Iterable[Any], test: Iterable[Any], **options: 
         options: of `data.from_arrays`: `classes`, `mean`, `std`, `flip`.
 
     Raises:
-        DataError: an image outside of [0, 1], or of another shape than the others.
+        DataError: an image outside of [0, 1], of another shape than the others, or with the channels last; labels
+            that leave out a class where none are named.
     """
     if "classes" not in options and hasattr(train, "classes"):
         options["classes"] = tuple(map(str, train.classes))
     return from_arrays(name, _arrays(name, train), _arrays(name, test), **options)
 
 
-def from_folder(name: str, folder: Path, size: int | None = None, **options: Any) -> Dataset:
+def from_folder(name: str, folder: Path | str, size: int | None = None, **options: Any) -> Dataset:
     """A Dataset from `folder/train/CLASS/` and `folder/test/CLASS/`, the classes in the order of their names.
 
     Args:
@@ -54,6 +55,7 @@ def from_folder(name: str, folder: Path, size: int | None = None, **options: Any
     from torchvision import transforms  # both take a second, for those who need them
     from torchvision.datasets import ImageFolder
 
+    folder = Path(folder)
     steps = [transforms.Resize(size), transforms.CenterCrop(size)] if size else []
     parts = []
     for part in ("train", "test"):

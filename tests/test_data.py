@@ -262,10 +262,12 @@ def test_mean_and_deviation_are_those_of_each_channel_unless_given():
         (lambda: data.register("own", lambda root: None) or load("own"), "the loader of 'own' gives NoneType;"),
         (lambda: data.register("own", lambda root: own(), checksum="abc") or load("own"), "not abc; register it"),
         (lambda: load("imagenet"), "no data set 'imagenet': choose one of digits, cifar10, cifar100, svhn, or"),
+        (lambda: load("CIFAR-10"), "choose one of .*, or register it; 'cifar10' may be meant"),
         (lambda: data.checksum("imagenet"), "There is no data set 'imagenet'"),
         (lambda: data.image_shape("imagenet"), "There is no data set 'imagenet'"),
         (lambda: own(shape=(6, 6)), r"train images of own are uint8 of shape \(24, 6, 6\); give uint8 \(N, C, H, W\)"),
         (lambda: own(n=0), "train images of own are"),
+        (lambda: own(shape=(6, 6, 3)), r"images of own are uint8 of shape \(24, 6, 6, 3\); give .* channels first"),
         (lambda: own(classes="abc"), "labels of own go up to 3; 3 classes are named"),
     ],
 )
@@ -282,10 +284,24 @@ def test_labels_that_do_not_fit_are_refused():
             data.from_arrays("own", (images, labels), (images, np.zeros(24, int)))
 
 
+def test_labels_that_leave_out_a_class_are_refused_unless_the_classes_are_named():
+    images = own().train_images.numpy()
+    for first, lost in ((np.arange(24) % 4 + 1, "[0]"), (np.arange(24) % 2 * 2, "[1]")):
+        with pytest.raises(DataError) as error:
+            data.from_arrays("own", (images, first), (images, first))
+        said = f"has a label of {lost}, and labels go up to {first.max()}; count classes from 0, or name them all in"
+        assert said in str(error.value)
+        assert data.from_arrays("own", (images, first), (images, first), classes="abcde").n_classes == 5
+    with pytest.raises(DataError, match="no training image of own has a label of .4., and labels go up to 4"):
+        data.from_arrays("own", (images, np.arange(24) % 4), (images, np.full(24, 4)))
+
+
 def test_labels_beyond_a_byte_count_in_the_checksum():
     images = np.zeros((2, 1, 4, 4), np.uint8)
+    classes = [*map(str, range(301))]
     sums = {
-        data.from_arrays("own", (images, np.array([0, top])), (images, np.array([0, 300]))).checksum for top in (1, 257)
+        data.from_arrays("own", (images, np.array([0, top])), (images, np.array([0, 300])), classes=classes).checksum
+        for top in (1, 257)
     }
     assert len(sums) == 2
 

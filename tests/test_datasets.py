@@ -61,6 +61,21 @@ def test_whatever_gives_pairs_is_read_once(image, label):
     assert found.digest == expected.digest, "however the images came"
 
 
+def test_channels_last_are_refused():
+    """They used to be taken for as many channels as there are rows."""
+    one = Pairs(lambda x: x.transpose(1, 2, 0))
+    for given in (one, TensorDataset(torch.from_numpy(IMAGES.transpose(0, 2, 3, 1)), torch.from_numpy(LABELS))):
+        with pytest.raises(DataError, match=r"of mine are uint8 of shape \(12, 6, 6, 3\); give .*, the channels first"):
+            datasets.from_pairs("mine", given, given)
+
+
+def test_labels_from_1_are_refused():
+    """They used to be a class more, without an image."""
+    given = TensorDataset(torch.from_numpy(IMAGES), torch.from_numpy(LABELS) + 1)
+    with pytest.raises(DataError, match="no training image of mine has a label of .0., and labels go up to 3; count"):
+        datasets.from_pairs("mine", given, given)
+
+
 def test_tensors_are_taken_whole():
     whole = torch.from_numpy(IMAGES) / 255, torch.from_numpy(LABELS)
     plain = data.from_arrays("mine", (IMAGES, LABELS), (IMAGES, LABELS))
@@ -74,7 +89,7 @@ def test_a_folder_of_images_has_the_classes_of_its_folders(tmp_path):
             folder = tmp_path / part / Pairs.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{len(list(folder.iterdir()))}.png")
-    found = datasets.from_folder("mine", tmp_path)
+    found = datasets.from_folder("mine", str(tmp_path))
     assert found.classes == ("ant", "bee", "cat") and found.image_shape == (3, 6, 6) and len(found.train_labels) == 12
     assert torch.equal(found.train_images[:4], torch.from_numpy(IMAGES[LABELS == 0]))
     assert datasets.from_folder("mine", tmp_path, size=4).image_shape == (3, 4, 4)
