@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rfnlib.checks import require
+from rfnlib.checks import meant, require
 
 PARAMETERS = ("mode", "scale", "seeds", "device")  # of every notebook
 MODES = ("replay", "run")
@@ -38,11 +37,8 @@ def check(run: Sequence[str] | None = None) -> None:
         if injected.startswith(INJECTED):
             names = _assigned(own)
             for name in _assigned(injected):
-                meant = "".join(f"; {near!r} may be meant" for near in get_close_matches(name, names, 1))
-                require(
-                    name in names,
-                    f"{name!r} is no parameter of this notebook, which takes {', '.join(names)}{meant}.",
-                )
+                known = f"which takes {', '.join(names)}{meant(name, names)}"
+                require(name in names, f"{name!r} is no parameter of this notebook, {known}.")
 
 
 def _assigned(source: str) -> list[str]:
