@@ -152,7 +152,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     name, model = given(options.model)
     lab = Lab(options.scale, "run", options.seeds, options.device)
-    print(evaluate(model, name, lab, options.role).to_string())
+    table = evaluate(model, name, lab, options.role)
+    print(table.to_string(), *table.attrs["notes"], sep="\n")
     print(f"recorded in {lab.folder.name}/*-{name}-outside-*.json, and the others there")
     return DONE
 

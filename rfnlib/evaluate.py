@@ -24,6 +24,7 @@ from rfnlib.checks import require
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At
 from rfnlib.outside import Outside
+from rfnlib.probes import Probe
 from rfnlib.scale import Target
 from rfnlib.snapshots import weights_digest
 from rfnlib.specs import parse
@@ -41,6 +42,9 @@ def evaluate(model: nn.Module, name: str, lab: Lab, role: str = "surrogate") -> 
         model: from images in [0, 1] to logits; put in eval mode and frozen.
         name: what records and tables call it.
         lab: in mode "run".
+
+    Returns:
+        The table, the most successful first; what is to be said beside it is in its `attrs["notes"]`, a sentence each.
 
     Raises:
         ValueError: another role, a model that seems to be used wrongly, or targets that are not released.
@@ -67,37 +71,61 @@ def arm_of(theirs: Outside, lab: Lab) -> Arm:
 
 
 def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
-    """A row a surrogate, the most successful first: `theirs`, and those of claim C7 that are recorded completely."""
+    """A row a surrogate, the most successful first: `theirs`, and those of notebook 05 whose success is recorded."""
     _require_released(lab, "standard")
     targets, _, digests = lab.clean("standard")
     own = weights_digest(outside.model_of(theirs).state_dict())
     same = [target.name for target, digest in zip(targets, digests, strict=True) if digest == own]
     white_box = f"{theirs.name} is the target {''.join(same[:1])} itself, which is a white box to it"
     require(not same, f"{white_box}; give another model, or the role 'target'.")
-    view = lab.replaying()
-    recorded: list[Arm] = []
-    with suppress(MissingRecord):  # a choice that the others rest on
-        every = state_of_the_art.arms(view).values()
-        recorded = [arm for arm in every if not any(view.missing(m) for m in arm.measurements())]
-    rows = {arm.name: row(lab, arm) for arm in (arm_of(theirs, lab), *recorded)}
-    table = pd.DataFrame(rows).T.rename_axis("surrogate")
-    return table.sort_values("success", key=lambda s: s.map(_leading), ascending=False, kind="stable")
+    view, notes = lab.replaying(), []
+    try:
+        every = state_of_the_art.arms(view)
+    except MissingRecord as choice:  # that the others rest on
+        every, notes = {}, [f"No surrogate of notebook 05 stands beside it: {choice}"]
+    taken = f"{theirs.name} is a surrogate of notebook 05"
+    require(theirs.name not in every, f"{taken}, which stands beside it; give the model another name.")
+    shown = view.shown(every)
+    rows = {theirs.name: row(lab, arm_of(theirs, lab)), **{name: row(view, arm) for name, arm in shown.items()}}
+    if left_out := [_recorded_of(view, arm) for name, arm in every.items() if name not in shown]:
+        notes.append(
+            f"{len(left_out)} of {len(every)} surrogates of notebook 05 are left out until the success of all their "
+            f"seeds is recorded: {', '.join(left_out)}; `python -m rfnlib run --scale {lab.scale.name}` records it."
+        )
+    return _table(rows, "success", notes)
 
 
 def row(lab: Lab, arm: Arm) -> dict[str, str]:
-    """What notebook 05 says of a surrogate, as far as it can be measured."""
+    """What notebook 05 says of a surrogate, as far as it can be measured or, in replay, is recorded."""
     standard, resisting, sharpness, robustness = state_of_the_art.questions(lab.scale)
     weak, *_ = robustness.attacks()
-    seen, correct = lab.read(arm, standard), lab.read(arm, robustness)
-    robust = None if _unreleased(lab, "robust") else lab.read(arm, resisting)
-    sharp = None
+
+    def beside(probe: Probe) -> Any:
+        return lab.curves({arm.name: arm}, probe).get(arm.name)
+
+    seen, sharp = lab.read(arm, standard), None
+    unseen = lab.mode == "run" and _unreleased(lab, "robust")
     with suppress(ValueError):  # no second derivatives, or weights in half precision: see `sharpness`
-        sharp = lab.read(arm, sharpness)
+        sharp = beside(sharpness)
     return {
         "seeds": str(seen.seeds),
         "success": words.percent(seen.at()),
-        **state_of_the_art.cells(seen, robust, sharp, correct, weak),
+        **state_of_the_art.cells(seen, None if unseen else beside(resisting), sharp, beside(robustness), weak),
     }
+
+
+def _recorded_of(view: Lab, arm: Arm) -> str:
+    """How many of its seeds have their success recorded, such as "SAT (2 of 5)"."""
+    recorded = sum(not view.missing(arm.measurements(seed)[0]) for seed in range(len(arm.specs)))
+    return f"{arm.name} ({recorded} of {len(arm.specs)})"
+
+
+def _table(rows: dict[str, dict[str, str]], by: str, notes: list[str]) -> pd.DataFrame:
+    """A row a surrogate, the largest `by` first; what is to be said beside goes into `attrs["notes"]`."""
+    table = pd.DataFrame(rows).T.rename_axis("surrogate")
+    table = table.sort_values(by, key=lambda s: s.map(_leading), ascending=False, kind="stable")
+    table.attrs["notes"] = notes
+    return table
 
 
 def _leading(percent: str) -> float:
@@ -130,7 +158,7 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     """
     released = zoo.files(lab.scale.name, lab.weights.parent)
     require(len(released) > 0, f"no network of {lab.scale.name} scale is released; give another scale.")
-    mirror = mirrored(theirs, lab)
+    mirror, success = mirrored(theirs, lab), f"success on {theirs.name}"
     view, rows = lab.replaying(), {}
     for name, path in released.items():
         about = zoo.read(path)[1]
@@ -139,12 +167,11 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
         arm = Arm(name, [spec], At(lab.scale.transfer, (epoch,), recipes.parse(about.get("recipe"))))
         seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
         rows[name] = {
-            f"success on {theirs.name}": words.percent(seen.at()),
+            success: words.percent(seen.at()),
             "on the scale's targets": words.percent(usual.at() if usual else None),
             "natural accuracy": words.percent(seen.mean("accuracy")),
         }
-    table = pd.DataFrame(rows).T.rename_axis("surrogate")
-    return table.sort_values(table.columns[0], key=lambda s: s.map(_leading), ascending=False, kind="stable")
+    return _table(rows, success, [])
 
 
 def mirrored(theirs: Outside, lab: Lab) -> Lab:

@@ -12,7 +12,7 @@ from torch import nn
 from rfnlib import __main__ as cli
 from rfnlib import evaluate, outside, records, scales, training, zoo
 from rfnlib.adapters import Adapted, Asked
-from rfnlib.lab import Lab
+from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement
 from rfnlib.scale import Arch, Target
 from rfnlib.specs import Adversary
@@ -86,6 +86,29 @@ def test_a_surrogate_stands_beside_the_recorded_ones(lab, monkeypatch):
     assert mine["cost, epochs of SGD"] == "not measured" and sgd["cost, epochs of SGD"] == "1"
     written = {records.read(path).kind for path in lab.folder.glob("*-mine-outside-*.json")}
     assert written == {"transfer", "sharpness", "robustness"}
+
+
+def test_an_arm_is_shown_once_its_success_is_recorded_and_the_others_are_named(lab, monkeypatch):
+    seeds = [SMALL.flat(None, seed) for seed in (0, 1)]
+    asked = [replace(at, epochs=(1.0,)) for at in evaluate.arm_of(outside.Outside("x", "0" * 16), lab).asked]
+    arms = {"SGD": Arm("SGD", seeds[:1], *asked), "SAT": Arm("SAT", seeds, *asked)}
+    monkeypatch.setattr(state_of_the_art, "arms", lambda lab: arms)
+    del lab.records[lab.find(Measurement(SGD, asked[2])).key]
+    table = evaluate.evaluate(zoo.load("small/ours"), "mine", lab)
+    assert sorted(table.index) == ["SGD", "mine"]
+    assert table.loc["SGD", "λ₁"] == "not measured" != table.loc["mine", "λ₁"]
+    (note,) = table.attrs["notes"]
+    assert "1 of 2 surrogates of notebook 05 are left out" in note and "SAT (1 of 2); `python -m rfnlib run" in note
+    with pytest.raises(ValueError, match="SAT is a surrogate of notebook 05, which stands beside it; give the model"):
+        evaluate.evaluate(zoo.load("small/ours"), "SAT", lab)
+
+    def choose(lab):
+        raise MissingRecord("pilots lack 1 of 2 rows")
+
+    monkeypatch.setattr(state_of_the_art, "arms", choose)
+    table = evaluate.evaluate(zoo.load("small/ours"), "mine", lab)
+    assert list(table.index) == ["mine"]
+    assert table.attrs["notes"] == ["No surrogate of notebook 05 stands beside it: pilots lack 1 of 2 rows"]
 
 
 def test_a_target_is_attacked_by_every_released_network(lab):
