@@ -4,30 +4,51 @@
 
 Shares are in [0, 1], epochs and passes in epochs of plain training. Success is that on the standard test targets (of
 pilots: on the validation ones, which are all that may be looked at), or on robust or varied ones, with its 95 %
-interval over the images of that one network; seeds are lines of their own.
+interval over the images of that one network; seeds are lines of their own. What `evaluate --role target` tried on a
+model from outside has its name among the targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from rfnlib import records, words
+from rfnlib.evaluate import mirrored
 from rfnlib.intervals import interval, share
 from rfnlib.lab import Lab
-from rfnlib.probes import Sharpness, outcomes
+from rfnlib.outside import Outside
+from rfnlib.probes import Clean, Sharpness, outcomes
 from rfnlib.scale import VARIED
 from rfnlib.transfer import success
+
+Reading = Callable[[Lab, records.Record, dict[str, Any]], dict[str, Any]]
+Tried = dict[tuple[str, ...], tuple[Lab, str]]
 
 
 def table(lab: Lab) -> pd.DataFrame:
     """A line a recorded row of `lab`'s scale, in the order of files; what a kind does not measure is empty."""
-    return pd.DataFrame([line for record in lab.records.values() for line in _lines(lab, record)])
+    tried = _tried(lab)
+    return pd.DataFrame([line for record in lab.records.values() for line in _lines(lab, tried, record)])
 
 
-def _lines(lab: Lab, record: records.Record) -> Iterator[dict[str, Any]]:
+def _tried(lab: Lab) -> Tried:
+    """By the keys of the targets of an attack: the lab that knows their errors on clean images, and its word for them.
+
+    Targets from outside, each alone, are those of `evaluate`.
+    """
+    theirs = [r.spec for r in lab.records.values() if r.kind == Clean.kind and isinstance(r.spec, Outside)]
+    found: Tried = {}
+    for of in (*(mirrored(spec, lab) for spec in theirs), lab):
+        for against in ("standard", "robust", VARIED):
+            found[tuple(of.scale.target(t).key() for t in of.scale.targets_of(against))] = of, against
+    return found
+
+
+def _lines(lab: Lab, tried: Tried, record: records.Record) -> Iterator[dict[str, Any]]:
     spec = record.spec
     about = {
         "kind": record.kind,
@@ -40,7 +61,10 @@ def _lines(lab: Lab, record: records.Record) -> Iterator[dict[str, Any]]:
         "attack": "",
         "recipe": str(record.settings.get("recipe", "")),
     }
-    read = {"transfer": _transfer, "sharpness": _sharpness, "robustness": _robustness}.get(record.kind)
+    readings: dict[str, Reading] = {
+        "transfer": partial(_transfer, tried), "sharpness": _sharpness, "robustness": _robustness
+    }  # fmt: skip
+    read = readings.get(record.kind)
     for row in record.rows:
         yield {
             **about,
@@ -55,18 +79,18 @@ def _lines(lab: Lab, record: records.Record) -> Iterator[dict[str, Any]]:
         }
 
 
-def _transfer(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str, Any]:
+def _transfer(tried: Tried, lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"attack": str(record.settings["attack"]), "white-box success": row["whitebox"]}
-    scale = lab.scale
-    for against in ("standard", "robust", VARIED):
-        if record.settings["targets"] != [scale.target(t).key() for t in scale.targets_of(against)]:
-            continue
-        role = against if against != "standard" else "validation" if record.spec.seed in scale.pilots else "test"
-        (hits,) = outcomes(lab, against, role, [[row]], record.name)
-        found |= {"targets": role, **_estimate("success", success(hits))}
-        names = [t.name for t in scale.targets_of(against) if t.role == role]
-        found |= {f"on {name}": success(hits, targets=[i]).value for i, name in enumerate(names)}
-    return found
+    of, against = tried.get(tuple(record.settings["targets"]), (lab, ""))
+    if not against:
+        return found
+    role = against if against != "standard" else "validation" if record.spec.seed in of.scale.pilots else "test"
+    (hits,) = outcomes(of, against, role, [[row]], record.name)
+    targets = [t.name for t in of.scale.targets_of(against) if t.role == role]
+    if of is not lab:
+        return found | {"targets": "".join(targets), **_estimate("success", success(hits))}
+    found |= {"targets": role, **_estimate("success", success(hits))}
+    return found | {f"on {name}": success(hits, targets=[i]).value for i, name in enumerate(targets)}
 
 
 def _sharpness(lab: Lab, record: records.Record, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The table of all records: its numbers are those of the curves, and a pilot's hits on test images are not in it."""
 
 import io
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
-from rfnlib import export, paths
+from rfnlib import evaluate, export, outside, paths, zoo
 from rfnlib.intervals import interval
 from rfnlib.lab import Lab
 from rfnlib.measurements import Arm, At
@@ -64,6 +65,19 @@ def test_pilots_show_their_success_on_validation_targets_alone(lab, found):
     arm = Arm("SGD", [spec], At(lab.scale.transfer, (6.0,)))
     line = one(pilots, record=lab.find(arm.measurements()[0]).name, epoch=6.0)
     assert line["success"] == pytest.approx(interval(lab.read(arm, role="validation").at(6.0)).value)
+
+
+def test_what_was_tried_on_a_target_from_outside_is_there(lab, found, tmp_path, monkeypatch):
+    theirs = outside.register("theirs", zoo.load("smoke/wrn16"))
+    folders = {f"{name}_dir": tmp_path / name for name in ("records", "cache")}
+    shutil.copytree(lab.folder, tmp_path / "records" / "smoke")
+    mirror = evaluate.mirrored(theirs, Lab("smoke", "run", device="cpu", **folders))
+    curve = mirror.read(Arm("SGD", [lab.scale.flat(None, 0)], At(lab.scale.transfer, (6.0,))))
+    table = export.table(Lab("smoke", **folders))
+    line, estimate = one(table, targets="theirs"), interval(curve.at(6.0))
+    assert (line["success"], line["success, high"]) == pytest.approx((estimate.value, estimate.high))
+    assert len(table) == len(found) + 2, "the target as it is, and this one"
+    assert set(table.columns) == set(found.columns)
 
 
 def test_the_command_writes_it_as_csv(found, tmp_path):
