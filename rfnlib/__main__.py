@@ -154,7 +154,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     lab = Lab(options.scale, "run", options.seeds, options.device)
     table = evaluate(model, name, lab, options.role)
     print(table.to_string(), *table.attrs["notes"], sep="\n")
-    print(f"recorded in {lab.folder.name}/*-{name}-outside-*.json, and the others there")
     return DONE
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from rfnlib import adapters, outside, recipes, words, zoo
+from rfnlib import adapters, outside, paths, recipes, words, zoo
 from rfnlib.checks import require
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At
 from rfnlib.outside import Outside
 from rfnlib.probes import Probe
+from rfnlib.progress import Progress
 from rfnlib.scale import Target
 from rfnlib.snapshots import weights_digest
 from rfnlib.specs import parse
@@ -59,7 +60,20 @@ def evaluate(model: nn.Module, name: str, lab: Lab, role: str = "surrogate") -> 
         raise ValueError(f"{name} does not take images {shape} of {of.name} ({why}); give Adapted(model, size=…), or "
                          "another scale.") from error  # fmt: skip
     require(not doubt, f"{name} is not measured: {doubt}")
-    return as_surrogate(theirs, lab) if role == "surrogate" else as_target(theirs, lab)
+    before = set(lab.folder.glob("*.json"))
+    table = as_surrogate(theirs, lab) if role == "surrogate" else as_target(theirs, lab)
+    table.attrs["notes"].append(_written(theirs, lab.folder, len({*lab.folder.glob("*.json")} - before)))
+    return table
+
+
+def _written(theirs: Outside, folder: Path, new: int) -> str:
+    """What is new among the records, and how to be rid of it."""
+    here = paths.shown(folder)
+    return (
+        f"New records in {here}: {new}; they are served from there the next time. "
+        f"`grep -l {theirs.digest} {here}/*.json | xargs rm` removes all of {theirs.name}; to keep such records "
+        f"elsewhere, name a copy of {paths.shown(folder.parent)} in RFN_RECORDS."
+    )
 
 
 # --- as a surrogate -------------------------------------------------------------------------------------------------
@@ -159,19 +173,27 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     released = zoo.files(lab.scale.name, lab.weights.parent)
     require(len(released) > 0, f"no network of {lab.scale.name} scale is released; give another scale.")
     mirror, success = mirrored(theirs, lab), f"success on {theirs.name}"
-    view, rows = lab.replaying(), {}
-    for name, path in released.items():
-        about = zoo.read(path)[1]
-        spec = parse(about["spec"])
-        epoch = about["iteration"] / steps_per_epoch(spec, lab.trained_on(spec))
-        arm = Arm(name, [spec], At(lab.scale.transfer, (epoch,), recipes.parse(about.get("recipe"))))
-        seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
-        rows[name] = {
-            success: words.percent(seen.at()),
-            "on the scale's targets": words.percent(usual.at() if usual else None),
-            "natural accuracy": words.percent(seen.mean("accuracy")),
-        }
-    return _table(rows, success, [])
+    view, rows, counted = lab.replaying(), {}, 0
+    with Progress(len(released), f"released networks attacked, to fool {theirs.name}") as bar:
+        for name, path in released.items():
+            about = zoo.read(path)[1]
+            spec = parse(about["spec"])
+            epoch = about["iteration"] / steps_per_epoch(spec, lab.trained_on(spec))
+            arm = Arm(name, [spec], At(lab.scale.transfer, (epoch,), recipes.parse(about.get("recipe"))))
+            seen, usual = mirror.read(arm), view.curves({name: arm}).get(name)
+            counted = seen.at().images
+            rows[name] = {
+                success: words.percent(seen.at()),
+                "on the scale's targets": words.percent(usual.at() if usual else None),
+                "natural accuracy of the surrogate": words.percent(seen.mean("accuracy")),
+            }
+            bar.advance(1, name)
+    accuracy = words.percent(mirror.target_table()["natural accuracy"].iloc[0])
+    note = (
+        f"{theirs.name} has a natural accuracy of {accuracy}; success on it counts the {counted} of "
+        f"{lab.scale.test_images} attacked images that it classifies correctly."
+    )
+    return _table(rows, success, [note])
 
 
 def mirrored(theirs: Outside, lab: Lab) -> Lab:

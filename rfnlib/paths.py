@@ -52,6 +52,11 @@ def notebooks_dir() -> Path:
     return root() / "notebooks"
 
 
+def shown(path: Path) -> str:
+    """The path as seen from here where that is shorter."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _folder(variable: str, default: str) -> Path:
     # An empty variable counts as unset, as in a shell's ${VAR:-default}.
     chosen = os.environ.get(variable)

@@ -125,7 +125,7 @@ def reproduce(
             (folder / FINISHED).touch()
     complete = sum(not result.error for result in results)
     print(f"\n{_table(results)}\n")
-    print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {_shown(folder)}/")
+    print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {paths.shown(folder)}/")
     return 0 if complete == len(notebooks) else 1
 
 
@@ -142,7 +142,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"another process is at work in {_shown(folder)}/ and would lose what it has there; wait until it ends."
+            f"another process is at work in {paths.shown(folder)}/ and would lose what it has there; wait for its end."
         ) from None
     try:
         yield
@@ -228,7 +228,7 @@ def find_notebooks(only: str | Sequence[str] | None = None) -> list[Path]:
     folder = paths.notebooks_dir()
     found = list(folder.glob("*.ipynb"))
     if not found:
-        raise ValueError(f"There is no notebook in {_shown(folder)}: run this in a checkout.")
+        raise ValueError(f"There is no notebook in {paths.shown(folder)}: run this in a checkout.")
     for path in found:
         if not re.match(r"\d+_", path.name):
             raise ValueError(f"{path.name} has no number; name it like 02_lr_decay_peak.ipynb.")
@@ -390,11 +390,6 @@ def _table(results: Sequence[Result]) -> str:
 
 def _last_line(text: str) -> str:
     return (text.strip() or "no message").splitlines()[-1]
-
-
-def _shown(path: Path) -> str:
-    """The path as seen from here where that is shorter."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 if __name__ == "__main__":

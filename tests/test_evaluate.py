@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -97,7 +98,7 @@ def test_an_arm_is_shown_once_its_success_is_recorded_and_the_others_are_named(l
     table = evaluate.evaluate(zoo.load("small/ours"), "mine", lab)
     assert sorted(table.index) == ["SGD", "mine"]
     assert table.loc["SGD", "λ₁"] == "not measured" != table.loc["mine", "λ₁"]
-    (note,) = table.attrs["notes"]
+    note, _ = table.attrs["notes"]
     assert "1 of 2 surrogates of notebook 05 are left out" in note and "SAT (1 of 2); `python -m rfnlib run" in note
     with pytest.raises(ValueError, match="SAT is a surrogate of notebook 05, which stands beside it; give the model"):
         evaluate.evaluate(zoo.load("small/ours"), "SAT", lab)
@@ -108,16 +109,26 @@ def test_an_arm_is_shown_once_its_success_is_recorded_and_the_others_are_named(l
     monkeypatch.setattr(state_of_the_art, "arms", choose)
     table = evaluate.evaluate(zoo.load("small/ours"), "mine", lab)
     assert list(table.index) == ["mine"]
-    assert table.attrs["notes"] == ["No surrogate of notebook 05 stands beside it: pilots lack 1 of 2 rows"]
+    assert table.attrs["notes"][:-1] == ["No surrogate of notebook 05 stands beside it: pilots lack 1 of 2 rows"]
 
 
 def test_a_target_is_attacked_by_every_released_network(lab):
-    own = zoo.load("small/ours")
+    own, before = zoo.load("small/ours"), set(lab.folder.glob("*.json"))
     table = evaluate.evaluate(Asked(lambda x: own(x).argmax(1), "ours", classes=10), "labels-only", lab, "target")
     assert sorted(table.index) == sorted(zoo.files("small")) and "ours" in table.index
     assert table.loc["ours", "on the scale's targets"] != "not measured"
     best = table["success on labels-only"].map(lambda s: float(s.split()[0]))
     assert best.is_monotonic_decreasing and best["ours"] == best.max(), "the network itself is the white box"
+
+    about, written = table.attrs["notes"]
+    row = lab.find(Measurement(SGD, At(SMALL.transfer, (1.0,)))).at(1)
+    wrong = records.unpack(row["surrogate_wrong"], (SMALL.test_images + SMALL.validation_images,))
+    assert f"accuracy of {100 * row['accuracy']:.1f} %" in about
+    assert f"counts the {(~wrong[: SMALL.test_images]).sum()} of {SMALL.test_images} attacked" in about
+    new = set(lab.folder.glob("*.json")) - before
+    assert f"New records in {lab.folder}: {len(new)};" in written
+    (digest,) = re.findall(r"grep -l (\w+)", written)
+    assert {path for path in lab.folder.glob("*.json") if digest in path.read_text()} == new
 
 
 def test_without_second_derivatives_or_robust_targets_a_cell_is_empty(lab, tmp_path):
@@ -157,7 +168,7 @@ def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
     file = str(tmp_path / "mine.py")
     assert cli.main(["evaluate", f"{file}:model", "--scale", "small", "--device", "cpu"]) == cli.DONE
     said = capsys.readouterr().out
-    assert "mine" in said and "success on robust targets" in said and "recorded in" in said
+    assert "mine" in said and "success on robust targets" in said
     assert cli.main(["evaluate", f"{file}:labels", "--scale", "small", "--role", "target"]) == cli.DONE
     assert "success on labels" in capsys.readouterr().out
     assert cli.main(["evaluate", "small/ours", "--scale", "small"]) == cli.DONE
