@@ -147,12 +147,13 @@ def _records(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rfnlib.evaluate import evaluate, given
+    from rfnlib.evaluate import blaming, evaluate, given
     from rfnlib.lab import Lab
 
-    name, model = given(options.model)
-    lab = Lab(options.scale, "run", options.seeds, options.device)
-    table = evaluate(model, name, lab, options.role)
+    with blaming(options.model.partition(":")[0]):
+        name, model = given(options.model)
+        lab = Lab(options.scale, "run", options.seeds, options.device)
+        table = evaluate(model, name, lab, options.role)
     print(table.to_string(), *table.attrs["notes"], sep="\n")
     return DONE
 

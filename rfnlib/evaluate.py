@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,26 @@ def given(what: str) -> tuple[str, nn.Module]:
     require(isinstance(model, nn.Module), f"{what} is a {kind}; give a module, or a function that makes one without "
                                           "arguments (adapters.Asked makes one of any function).")  # fmt: skip
     return name.replace("_", "-") if name != "model" else file.stem, model
+
+
+@contextmanager
+def blaming(file: str) -> Iterator[None]:
+    """What fails in `file`, a module of the user's, says where: such an error alone is often but a word.
+
+    Raises:
+        ValueError: in place of any error that passes through the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        at = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            at.append((error.filename, error.lineno))
+        lines = [line for name, line in at if Path(name).resolve() == Path(file).resolve()]
+        if not lines:
+            raise
+        said = " ".join(str(error).split())  # torch's are of many lines
+        raise ValueError(f"{file}:{lines[-1]} failed: {type(error).__name__}: {said}") from error
 
 
 def _public(names: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,15 @@ def model():
 labels = Asked(lambda x: model()(x).argmax(1), "ours", classes=10)
 untrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 width = 3
+
+def broken():
+    return {}["width"]
+
+class Unlike(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.sizes)
+
+unlike = Unlike(64, 10)
 """
 
 
@@ -165,6 +174,11 @@ def test_a_model_that_is_used_wrongly_is_not_measured(lab):
 
 def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(MINE)
+
+    def line(of: str) -> str:
+        return f"mine.py:{1 + MINE[: MINE.index(of)].count(chr(10))}"
+
+    (tmp_path / "typo.py").write_text("width = 3\nmodel =\n")
     file = str(tmp_path / "mine.py")
     assert cli.main(["evaluate", f"{file}:model", "--scale", "small", "--device", "cpu"]) == cli.DONE
     said = capsys.readouterr().out
@@ -178,6 +192,9 @@ def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
         f"{file}:modell": "has no 'modell'; it has ",
         f"{file}:width": "is a int; give a module, or a function that makes one",
         f"{file}:untrained": "untrained is not measured: the model is right on",
+        f"{file}:broken": f"{line('{}[')} failed: KeyError: 'width'",
+        f"{file}:unlike": f"{line('.sizes')} failed: AttributeError: 'Tensor' object has no attribute 'sizes'",
+        f"{tmp_path / 'typo.py'}:model": "typo.py:2 failed: SyntaxError: ",
         f"{file}:labels": "this function gives no gradient, so it is a target and no surrogate",
         "small/theirs": "no network 'small/theirs' is released; give one of small/ours, small/cnn",
     }.items():
