@@ -429,6 +429,8 @@ def cifar10_folder(root: Path) -> Path:
     """The first layout under `root` that has all its files, else one that has a folder."""
     found = [root / name for name in CIFAR10_LAYOUTS if (root / name).is_dir()]
     if not found:
+        inside = root.name in CIFAR10_LAYOUTS
+        require(not inside, f"{root} is CIFAR-10 itself; let RFN_DATA name the folder that holds it, {root.parent}.")
         raise DataError(
             f"CIFAR-10 was not found in {root}: run `python -m rfnlib data cifar10`, or point "
             f"RFN_DATA at a folder that holds {' or '.join(CIFAR10_LAYOUTS)}."

@@ -155,10 +155,11 @@ def _unreleased(lab: Lab, against: str) -> list[str]:
 
 def _require_released(lab: Lab, against: str) -> None:
     lacking, name = _unreleased(lab, against), lab.scale.name
+    train = f"train them with `python -m rfnlib run --scale {name}`, or give another scale"
     require(
         not lacking,
-        f"{len(lacking)} targets of {name} scale are not released ({', '.join(lacking[:3])} …); train them with "
-        f"`python -m rfnlib run --scale {name}`, or give another scale.",
+        f"{len(lacking)} targets of {name} scale are not released ({', '.join(lacking[:3])} …); "
+        f"{train if any(lab.weights.glob('*.safetensors')) else zoo.none_in(lab.weights)}.",
     )
 
 
@@ -172,7 +173,7 @@ def as_target(theirs: Outside, lab: Lab) -> pd.DataFrame:
     of them do.
     """
     released = zoo.files(lab.scale.name, lab.weights.parent)
-    require(len(released) > 0, f"no network of {lab.scale.name} scale is released; give another scale.")
+    require(len(released) > 0, f"no network of {lab.scale.name} scale is released; {zoo.none_in(lab.weights)}.")
     mirror, success = mirrored(theirs, lab), f"success on {theirs.name}"
     view, rows, counted = lab.replaying(), {}, 0
     with Progress(len(released), f"released networks attacked, to fool {theirs.name}") as bar:

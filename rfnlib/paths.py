@@ -1,7 +1,8 @@
 """Where things are: the one module that paths come from.
 
 Papermill, Jupyter and nbval run a notebook in different folders, so no notebook and no other
-module names a path. Every folder can be moved by an environment variable.
+module names a path. Every folder can be moved by an environment variable. Outside a checkout each one that is not
+moved is looked for, and made, below the working folder: see `root`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ def root() -> Path:
     """The checkout: where this file lies, else the nearest one above the working folder.
 
     The second half serves a copy installed without its checkout: its notebooks still run inside
-    one. Failing that too, the working folder itself.
+    one. Failing that too, the working folder itself: there `data/` is looked for, and a cache and records are written,
+    unless `RFN_DATA`, `RFN_RECORDS`, `RFN_WEIGHTS` and `RFN_CACHE` name other places.
     """
     for folder in (Path(__file__).resolve().parents[1], *(here := Path.cwd(), *here.parents)):
         if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfnlib import data, keys, models, paths, snapshots
+from rfnlib import data, keys, models, paths, scales, snapshots
 from rfnlib.outside import Outside
 from rfnlib.recipes import Recipe
 from rfnlib.specs import TrainSpec, parse
@@ -61,9 +61,19 @@ def files(scale: str, root: Path | None = None) -> dict[str, Path]:
 
     Args:
         root: the folder of the scales' folders; None: the project's.
+
+    Raises:
+        ValueError: no scale of that name.
     """
-    found = sorted(((root or paths.weights_dir()) / scale).glob("*.safetensors"))
-    return {path.stem.rpartition("-")[0]: path for path in found}
+    folder = (root or paths.weights_dir()) / scale
+    if not folder.is_dir():
+        scales.get(scale)  # a scale of which nothing is released has no files; what is no scale is refused
+    return {path.stem.rpartition("-")[0]: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def none_in(folder: Path) -> str:
+    """To whoever finds nothing released in `folder`: where it was looked for, and how to name another place."""
+    return f"there is none in {folder}; outside a checkout, name its folder data/weights in RFN_WEIGHTS"
 
 
 def size(network: nn.Module) -> int:
@@ -83,17 +93,18 @@ def load(name: str, root: Path | None = None) -> nn.Module:
         NotReleased: there is none of that name, or more than one.
         DamagedSnapshot: the file was altered since it was written.
     """
+    top = root or paths.weights_dir()
     scale, _, called = name.partition("/")
-    known = files(scale, root)
+    known = files(scale, top) if (top / scale).is_dir() else {}
     found = [called] if called in known else [n for n in known if n.startswith(f"{called}-")]
     if len(found) != 1:
         what = f"{len(found)} networks are called {name}-…" if found else f"no network {name!r} is released"
         near = [f"{scale}/{n}" for n in found or get_close_matches(called, known, 3, 0.0)]
         rest = f" (the card of {scale} scale lists all {len(known)})" if len(near) < len(known) else ""
-        scales = sorted({path.parent.name for path in (root or paths.weights_dir()).glob("*/*.safetensors")})
-        other = f"SCALE/NAME, scales being {', '.join(scales) or 'none here'}"
-        one = f"one of {', '.join(near)}{rest}"
-        raise NotReleased(f"{what}; give {one if known else other}.")
+        there = sorted({path.parent.name for path in top.glob("*/*.safetensors")})
+        other = f"give SCALE/NAME, scales being {', '.join(there)}" if there else none_in(top)
+        one = f"give one of {', '.join(near)}{rest}"
+        raise NotReleased(f"{what}; {one if known else other}.")
     weights, about = read(known[found[0]])
     return built(parse(about["spec"]), weights)
 

@@ -192,6 +192,12 @@ def test_shapes_and_labels_are_checked(tmp_path, files, content):
         load("cifar10", tmp_path)
 
 
+def test_the_folder_of_cifar10_itself_is_not_the_one_that_holds_it(tmp_path):
+    (inside := tmp_path / FOLDERS["binary"]).mkdir()
+    with pytest.raises(DataError, match=f"{inside} is CIFAR-10 itself; let RFN_DATA name .* holds it, {tmp_path}."):
+        data.cifar10_folder(inside)
+
+
 def test_the_real_cifar10():
     try:
         data.cifar10_folder(paths.data_dir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -153,9 +154,13 @@ def test_without_second_derivatives_or_robust_targets_a_cell_is_empty(lab, tmp_p
 
 def test_targets_that_are_not_released_are_not_trained(lab, tmp_path):
     nothing = Lab(SMALL, "run", device="cpu", weights_dir=tmp_path)
+    (tmp_path / "small").mkdir()
     for role, said in (("surrogate", "2 targets of small scale are not released"), ("target", "no network of small")):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=f"{said}.* there is none in {nothing.weights}; .* in RFN_WEIGHTS"):
             evaluate.evaluate(zoo.load("small/ours"), "mine", nothing, role)
+    shutil.copy(zoo.files("small")["ours"], nothing.weights)
+    with pytest.raises(ValueError, match="2 targets of small scale are not released .* train them with"):
+        evaluate.evaluate(zoo.load("small/ours"), "mine", nothing)
 
 
 def test_a_model_that_is_used_wrongly_is_not_measured(lab):

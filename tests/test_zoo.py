@@ -74,6 +74,15 @@ def test_a_released_network_is_built_from_its_file_alone(no_work):
         zoo.load("vgg")
 
 
+def test_who_finds_nothing_released_learns_where_and_how_to_name_another_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("RFN_WEIGHTS", str(tmp_path))
+    with pytest.raises(zoo.NotReleased, match=rf"no network 'smoke/rfn-0' .* none in {tmp_path}; .* in RFN_WEIGHTS"):
+        zoo.load("smoke/rfn-0")
+    assert zoo.files("gpu") == {}
+    with pytest.raises(ValueError, match="scale is 'labtop'; give one of 'smoke'"):
+        zoo.files("labtop")
+
+
 def test_a_network_is_released_under_a_name_if_it_is_the_recorded_one(tmp_path):
     def lab(cache):
         folders = {f"{name}_dir": tmp_path / name for name in ("records", "weights")}
