@@ -12,6 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo 'make reproduce   run every notebook; SCALE=smoke (default), laptop, gpu or paper; MODE=run or replay; SEEDS=0,1'
+	@echo '                 what is recorded is not computed again; ANEW=1 forgets what smoke recorded in build/'
 	@echo 'make test        unit tests, the examples in docstrings, and the committed notebooks through nbval'
 	@echo 'make notebooks   re-execute the committed notebooks in place, in replay'
 	@echo 'make book        one site in build/book from README, notebooks, how-tos and docstrings; nothing is executed'
@@ -21,7 +22,7 @@ help:
 	@echo 'make .venv       only install; PYTHON=/path/to/python chooses the interpreter'
 
 reproduce: .venv
-	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(RUN) -m rfnlib reproduce --scale $(SCALE) --mode $(MODE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ANEW),--anew)
 
 test: .venv
 	@RFN_FIGURES='$(CURDIR)/build/figures' $(RUN) -m pytest tests notebooks rfnlib --doctest-modules --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \

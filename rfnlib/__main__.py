@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(_reproduce, "compute what is missing on all cores, then run the notebooks in order, strictly", "smoke")
     sub.add_argument("--mode", default="run", help="run (compute what is missing) or replay (records only)")
     sub.add_argument("--only", action="append", help="a notebook's number or name; may be repeated")
-    sub.add_argument("--anew", action="store_true", help="forget what an earlier run left in its folder")
+    sub.add_argument("--anew", action="store_true", help="of smoke: forget what an earlier run recorded in build/")
     at_work(sub)
     sub = add(_run, "compute and record what is missing, most useful first, on all cores or on a cluster", "laptop")
     sub.add_argument("--only", action="append", metavar="CLAIM", help="what this claim needs; may be repeated")

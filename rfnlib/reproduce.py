@@ -32,8 +32,6 @@ from rfnlib import paths
 if TYPE_CHECKING:
     from rfnlib.scale import Scale
 
-FINISHED = "finished"  # lies in a folder whose notebooks have all been run
-
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WORD = r"(?:supported|contradicted|no effect|inconclusive|not testable)"
 VERDICT = re.compile(rf"^[CQ]\d+[a-z]? {WORD}: .*$", re.MULTILINE)
@@ -71,7 +69,7 @@ def reproduce(
 
     A notebook that fails is named with its cell, and the rest still run. Executed notebooks, their logs and figures go
     to `out`. A scale that is `apart` also has its records, weights and cache there: what it shows is that everything
-    computes, so it begins with none, unless the last time was cut short: then it goes on.
+    computes, so it begins with none of the project's. What an earlier run left there is taken up, as everywhere.
 
     Args:
         scale: a name in `rfnlib.scales`.
@@ -83,7 +81,7 @@ def reproduce(
         records: where records are read and written, if not where the scale has them.
         timeout: the most seconds that one cell may take; None: the scale's.
         workers, scheduler: who computes, see `rfnlib.workers.cluster`.
-        anew: empty `build/<scale>` first, though the last time was cut short.
+        anew: empty `build/<scale>` first, of a scale that has its records there.
 
     Returns:
         0 when every notebook ran to its end, else 1: an exit status.
@@ -91,23 +89,30 @@ def reproduce(
     Raises:
         ValueError: before anything runs, for an unknown scale or mode, a parameter that a
             notebook does not have, a value of another type than the notebook's own, an `only`
-            that matches nothing, or a folder that another process is at work in.
+            that matches nothing, a folder that another process is at work in, or `anew` where records lie elsewhere.
     """
     from rfnlib import parameters, scales  # here, so that the process that runs one notebook stays small
+    from rfnlib.checks import require
 
     wanted = scales.get(scale)
     seeds = wanted.seeds if seeds is None else seeds
     seeds = list(seeds) if isinstance(seeds, tuple | range) else seeds
     given = {"mode": mode, "scale": scale, "seeds": seeds, "device": device}
+    require(
+        wanted.apart or not anew,
+        f"anew is True, but records of {scale} scale are not in build/{scale}; move away those that are to be computed "
+        f"again, from {paths.shown(paths.records_dir() / scale)}.",
+    )
     notebooks = find_notebooks(only)
     for notebook in notebooks:
         parameters.defaults(notebook, given)
 
     folder = Path(out).resolve() if out else paths.root() / "build" / scale
     with _alone(folder):
-        again = wanted.apart and only is None and mode == "run" and (folder / FINISHED).exists()
-        if out is None and (anew or again):  # nobody's folder but ours is emptied
+        if out is None and anew:  # nobody's folder but ours is emptied
             shutil.rmtree(folder, ignore_errors=True)
+        if wanted.apart and mode == "run" and any(folder.glob(f"records/{scale}/*.json")):
+            print(f"What is recorded in {paths.shown(folder)}/ is not computed again; --anew (ANEW=1) forgets it.")
         folder.mkdir(parents=True, exist_ok=True)
         moved = _folders(wanted.apart, folder, records)
         if mode == "run":
@@ -121,8 +126,6 @@ def reproduce(
             result = _execute(notebook, given, folder, int(timeout or wanted.cell_timeout), environment)
             print(_in_short(result), flush=True)
             results.append(result)
-        if only is None:
-            (folder / FINISHED).touch()
     complete = sum(not result.error for result in results)
     print(f"\n{_table(results)}\n")
     print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {paths.shown(folder)}/")

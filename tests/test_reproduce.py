@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from rfnlib import paths, studies
 from rfnlib.parameters import defaults
-from rfnlib.reproduce import FINISHED, KERNELSPEC, find_notebooks, refresh, reproduce
+from rfnlib.reproduce import KERNELSPEC, find_notebooks, refresh, reproduce
 
 PARAMETERS = 'mode = "replay"  # replay | run\nscale = "laptop"\nseeds = [0, 1]\ndevice = "auto"'
 
@@ -56,10 +56,6 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
         "x = bytearray(300 * 2**20)",
         "print('C1 supported: yes')\nprint('C1b contradicted: by far\\nC: no verdict')",
     )
-    stale = tmp_path / "build" / "smoke" / "records" / "old.json"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    (tmp_path / "build" / "smoke" / FINISHED).touch()
 
     assert reproduce("smoke", seeds=[3], device="cpu", timeout=3) == 1
 
@@ -78,26 +74,24 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
     assert float(rows[1][3]) > float(rows[-1][3]) + 250  # peak memory is of one notebook alone
     assert "C1b contradicted: by far" in table and "no verdict" not in table
     assert "2 of 5 notebooks ran to their end" in said
-    assert not stale.exists(), "a finished smoke starts from nothing"
     executed = {path.stem for path in (tmp_path / "build" / "smoke").glob("*.ipynb")}
     assert executed == set(names)
 
 
-def test_what_was_cut_short_goes_on_and_what_was_finished_starts_anew(folder, tmp_path):
+def test_what_an_earlier_run_recorded_is_kept_until_anew_forgets_it(folder, tmp_path, capsys):
     write(folder, "01_one.ipynb", "pass")
-    left = tmp_path / "build" / "smoke" / "records" / "old.json"
+    left = tmp_path / "build" / "smoke" / "records" / "smoke" / "old.json"
 
     def again(**how) -> bool:
         left.parent.mkdir(parents=True, exist_ok=True)
         left.touch()
         assert reproduce("smoke", device="cpu", **how) == 0
-        return left.exists()
+        return "is not computed again; --anew" in capsys.readouterr().out and left.exists()
 
-    assert again(), "the first was cut short"
-    assert again(only="01"), "a part of all is no new beginning"
-    assert not again()
-    (tmp_path / "build" / "smoke" / FINISHED).unlink()
-    assert not again(anew=True)
+    assert again() and again(only="01") and again()
+    assert not again(anew=True) and not left.exists()
+    with pytest.raises(ValueError, match="anew is True, but records of laptop scale are not in build/laptop"):
+        reproduce("laptop", anew=True)
 
 
 def test_a_second_one_in_the_same_folder_is_refused_and_takes_nothing(folder, tmp_path):
