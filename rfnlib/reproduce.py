@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WORD = r"(?:supported|contradicted|no effect|inconclusive|not testable)"
 VERDICT = re.compile(rf"^[CQ]\d+[a-z]? {WORD}: .*$", re.MULTILINE)
+GATE = re.compile(r"gate '([^']+)' failed \((.*?)\)(?:; |$)")  # its name and its figure
+EXPECTED = (
+    "At {} scale that is expected: nothing is trained for long enough to test a claim. What it shows is that "
+    "everything computes."
+)
 SCALE = re.compile(r'^(scale: str = )"\w+"', re.MULTILINE)  # as committed notebooks say it
 # Cells that papermill adds; numbers that we print count those of the committed notebook.
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
@@ -128,6 +133,10 @@ def reproduce(
             results.append(result)
     complete = sum(not result.error for result in results)
     print(f"\n{_table(results)}\n")
+    if gates := dict(gate for result in results for verdict in result.verdicts for gate in GATE.findall(verdict)):
+        print("Not passed, so that what they go before is not testable:")
+        print(*(f"  {name}: {figure}" for name, figure in gates.items()), sep="\n")
+        print(f"{EXPECTED.format(scale)}\n" if wanted.apart else "")
     print(f"{complete} of {len(notebooks)} notebooks ran to their end; see {paths.shown(folder)}/")
     return 0 if complete == len(notebooks) else 1
 
@@ -385,10 +394,16 @@ def _table(results: Sequence[Result]) -> str:
     for result in results:
         status = "failed" if result.error else "ok"
         memory = "?" if result.peak_mb is None else f"{result.peak_mb:.0f}"
-        first, *others = result.verdicts or ("-",)
+        first, *others = map(_short, result.verdicts or ("-",))
         lines.append(form.format(result.notebook, status, f"{result.seconds:.0f}", memory, first))
         lines += [form.format("", "", "", "", verdict) for verdict in others]
     return "\n".join(lines)
+
+
+def _short(verdict: str) -> str:
+    """A verdict as it is, or with no more than the names of the gates that failed, whose figures stand below."""
+    failed = [name for name, _ in GATE.findall(verdict)]
+    return f"{verdict.split(':')[0]}: {'; '.join(failed)}" if failed else verdict
 
 
 def _last_line(text: str) -> str:

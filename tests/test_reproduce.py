@@ -15,6 +15,8 @@ import pytest
 from filelock import FileLock
 
 from rfnlib import paths, studies
+from rfnlib.claims import Gate, judge
+from rfnlib.intervals import Estimate
 from rfnlib.parameters import defaults
 from rfnlib.reproduce import KERNELSPEC, find_notebooks, refresh, reproduce
 
@@ -56,24 +58,30 @@ def test_every_notebook_is_run_and_accounted_for(folder, tmp_path, capsys):
         "x = bytearray(300 * 2**20)",
         "print('C1 supported: yes')\nprint('C1b contradicted: by far\\nC: no verdict')",
     )
+    gates = [Gate("fit", False, "86.4% (at least 95%)"), Gate("ρ, too", False, "0.05 (not at an edge)")]
+    untested = judge(studies.every_claim()["C4"], Estimate(0.1, 0.1, 0.01, 9.0, 1), gates=gates)
+    write(folder, "11_untested.ipynb", f"print({str(untested)!r})", f"print({str(untested).replace('C4', 'C5')!r})")
 
     assert reproduce("smoke", seeds=[3], device="cpu", timeout=3) == 1
 
     said = capsys.readouterr().out
-    progress, table = said.split("\n\n")[:2]
+    progress, table, failed = said.split("\n\n")[:3]
     starts = [line.split(" ...")[0] for line in progress.splitlines()]
-    names = ["01_reports", "02_fails", "03_exits", "04_hangs", "10_last"]
-    assert starts == [f"[{n}/5] {name}" for n, name in enumerate(names, 1)]
+    names = ["01_reports", "02_fails", "03_exits", "04_hangs", "10_last", "11_untested"]
+    assert starts == [f"[{n}/6] {name}" for n, name in enumerate(names, 1)]
     assert "FAILED at cell 4 of 5: ZeroDivisionError: division by zero" in progress
     assert "FAILED at cell 3 of 4: SystemExit: 0" in progress
     assert "FAILED at cell 4 of 4: CellTimeoutError: A cell timed out" in progress
     rows = [line.split(maxsplit=4) for line in table.splitlines()]
-    assert [row[0] for row in rows] == ["notebook", *names[:1], "C1b", *names[1:]]
-    assert [row[1] for row in rows if row[0] in names] == ["ok", "failed", "failed", "failed", "ok"]
+    assert [row[0] for row in rows] == ["notebook", *names[:1], "C1b", *names[1:], "C5"]
+    assert [row[1] for row in rows if row[0] in names] == ["ok", "failed", "failed", "failed", "ok", "ok"]
     assert rows[1][4] == "C1 supported: yes" and rows[3][4] == "C2 supported: yes"
-    assert float(rows[1][3]) > float(rows[-1][3]) + 250  # peak memory is of one notebook alone
+    assert rows[-2][4] == "C4 not testable: fit; ρ, too"
+    assert failed.splitlines()[1:3] == ["  fit: 86.4% (at least 95%)", "  ρ, too: 0.05 (not at an edge)"]
+    assert "At smoke scale that is expected" in failed
+    assert float(rows[1][3]) > float(rows[-2][3]) + 250  # peak memory is of one notebook alone
     assert "C1b contradicted: by far" in table and "no verdict" not in table
-    assert "2 of 5 notebooks ran to their end" in said
+    assert "3 of 6 notebooks ran to their end" in said
     executed = {path.stem for path in (tmp_path / "build" / "smoke").glob("*.ipynb")}
     assert executed == set(names)
 
