@@ -44,7 +44,7 @@ def _tried(lab: Lab) -> Tried:
     found: Tried = {}
     for of in (*(mirrored(spec, lab) for spec in theirs), lab):
         for against in ("standard", "robust", VARIED):
-            found[tuple(of.scale.target(t).key() for t in of.scale.targets_of(against))] = of, against
+            found[of.scale.target_keys[against]] = of, against
     return found
 
 

@@ -88,7 +88,7 @@ class Lab:
         self.weights = (weights_dir or paths.weights_dir()) / self.scale.name
         self.tick = tick
         self.records = {r.key: r for r in records.read_all(self.folder)}
-        self._keys: dict[tuple, str] = {}  # of records, by what they measure: finding one takes its time
+        self._empty: dict[tuple, records.Record] = {}  # by what they measure: making one takes its time
 
     # --- what is shown and read --------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class Lab:
     def target_table(self, *roles: str) -> pd.DataFrame:
         """Each target of `roles` (none: the standard ones) with its natural accuracy, on test and training images."""
         targets = [t for t in self.scale.targets if t.role in (roles or STANDARD)]
-        rows = [(t, self._clean_record(t).rows[-1]) for t in sorted(targets, key=lambda t: t.role != "test")]
+        targets.sort(key=lambda t: t.role != "test")
+        rows = [(t, self.measure(self.scale.clean(t)).rows[-1]) for t in targets]
         return pd.DataFrame(
             [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"],
               "training accuracy": r.get("train_accuracy")} for t, r in rows]
@@ -152,7 +153,7 @@ class Lab:
     def clean(self, against: str) -> tuple[list[Target], np.ndarray, list[str]]:
         """The targets that `against` names, their errors on clean images (images, targets), and their digests."""
         targets = self.scale.targets_of(against)
-        rows = [self._clean_record(t).rows[-1] for t in targets]
+        rows = [self.measure(m).rows[-1] for m in self.scale.cleans[against]]
         n = self.scale.test_images + self.scale.validation_images
         wrong = np.stack([records.unpack(r["clean_wrong"], (n,)) for r in rows], 1)
         return targets, wrong, [r["weights"] for r in rows]
@@ -185,12 +186,11 @@ class Lab:
     def find(self, m: Measurement) -> records.Record:
         """What is recorded of `m`, possibly nothing."""
         about = m.probe, m.spec, m.recipe
-        if (known := self.records.get(self._keys.get(about, ""))) is not None:
-            return known
-        settings = m.probe.settings(self.scale) | ({"recipe": named(m.recipe)} if m.recipe else {})
-        fresh = records.Record(m.probe.kind, m.spec, records.plain(settings), self._data_checksum)
-        self._keys[about] = fresh.key
-        return self.records.get(fresh.key, fresh)
+        if about not in self._empty:
+            settings = m.probe.settings(self.scale) | ({"recipe": named(m.recipe)} if m.recipe else {})
+            self._empty[about] = records.Record(m.probe.kind, m.spec, records.plain(settings), self._data_checksum)
+        empty = self._empty[about]
+        return self.records.get(empty.key, empty)
 
     def missing(self, m: Measurement) -> tuple[float, ...]:
         """The epochs of `m` that are not recorded yet."""
@@ -241,7 +241,8 @@ class Lab:
 
     def add(self, m: Measurement, row: Row, made: dict[str, Any]) -> None:
         """Record `row` of `m`, which `made` computed."""
-        record = self.find(m)
+        found = self.find(m)  # which is as it was if the row cannot be written
+        record = replace(found, rows=[*found.rows], provenance=[*found.provenance])
         record.add(row, made)
         self.records[record.key] = records.write(record, self.folder)
 
@@ -356,9 +357,6 @@ class Lab:
         return zoo.path_of(self.weights, spec, iteration, name, recipe)
 
     # --- targets -----------------------------------------------------------------------------------
-
-    def _clean_record(self, target: Target) -> records.Record:
-        return self.measure(self.scale.clean(target))
 
     def _released(self, spec: TrainSpec | Outside) -> Subject:
         """A target: its released weights, or those of its training, rounded and put among them.

@@ -92,7 +92,7 @@ class Plane:
             "attack": self.attack.describe(),
             **{name: getattr(self, name) for name in ("images", "attacked", "steps", "margin")},
             "accuracy_images": scale.accuracy_images,
-            "targets": [scale.target(t).key() for t in scale.targets_of("test")],
+            "targets": [*scale.target_keys["test"]],
         }
 
     def needs(self, scale: Scale) -> list[Measurement]:

@@ -108,13 +108,13 @@ class Transfer:
         return f"transfer{said}{to}"
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        targets = [scale.target(t).key() for t in scale.targets_of(self.against)]
+        targets = [*scale.target_keys[self.against]]
         wanted = {"wanted": "the next class"} if self.attack.targeted else {}
         return {"attack": self.attack.describe(), **scale.images(), "targets": targets, **wanted}
 
     def needs(self, scale: Scale) -> list[Measurement]:
         """The targets as they are, without which no row can be made."""
-        return [scale.clean(t) for t in scale.targets_of(self.against)]
+        return [*scale.cleans[self.against]]
 
     def row(self, bench: Bench, subject: Subject) -> Row:
         (images, labels), model = bench.attacked, bench.network(subject)

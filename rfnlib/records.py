@@ -63,7 +63,7 @@ class Record:
     provenance: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
+    @functools.cached_property  # what it is made of never changes; rows and provenance are no part of it
     def key(self) -> str:
         return key(self.kind, self.spec, self.settings, self.data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -262,6 +263,16 @@ class Scale:
             return [replace(t, role=VARIED) for t in (*otherwise, *self.targets_of("robust"))]
         wanted = STANDARD if against == "standard" else (against,)
         return sorted((t for t in self.targets if t.role in wanted), key=lambda t: t.role != "test")
+
+    @functools.cached_property
+    def cleans(self) -> dict[str, tuple[Measurement, ...]]:
+        """`clean` of all that `targets_of` gives, by its argument: every measurement of transfer needs them."""
+        return {name: tuple(map(self.clean, self.targets_of(name))) for name in ("standard", *ROLES, VARIED)}
+
+    @functools.cached_property
+    def target_keys(self) -> dict[str, tuple[str, ...]]:
+        """The keys of the same targets: every record of transfer has them."""
+        return {name: tuple(m.spec.key() for m in cleans) for name, cleans in self.cleans.items()}
 
     def called(self, spec: TrainSpec) -> str:
         """What a varied target's released file is called, for `short_name` leaves out rate and epochs; else ""."""

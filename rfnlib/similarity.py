@@ -57,12 +57,12 @@ class Similarity:
     measures: ClassVar[tuple[str, ...]] = ("cosine", "input_top")
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        targets = [scale.target(t).key() for t in scale.targets_of("standard")]
+        targets = [*scale.target_keys["standard"]]
         return {**asdict(self), "accuracy_images": scale.accuracy_images, "targets": targets}
 
     def needs(self, scale: Scale) -> list[Measurement]:
         """The targets as they are: their networks are those whose errors are recorded."""
-        return [scale.clean(t) for t in scale.targets_of("standard")]
+        return [*scale.cleans["standard"]]
 
     def row(self, bench: Bench, subject: Subject) -> Row:
         model = bench.network(subject)

@@ -14,7 +14,7 @@ def test_a_card_has_a_line_for_each_network_with_what_is_recorded_of_it():
     lab = Lab("smoke")
     text = cards.card(lab)
     (line,) = [line for line in text.splitlines() if line.startswith("| vgg11-w8-onecycle-s1000 ")]
-    row = lab._clean_record(lab.scale.targets[0]).rows[-1]
+    row = lab.measure(lab.scale.clean(lab.scale.targets[0])).rows[-1]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:4] == ["vgg11 (width 8)", "SGD", "one cycle: 0.002 to 0.05 at 30% of the run, then to 0"]
     assert cells[6] == f"{row['accuracy']:.1%}".replace("%", " %") and cells[8] == row["weights"]
