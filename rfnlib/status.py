@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+
+import pandas as pd
 
 from rfnlib import studies
 from rfnlib.costs import Ledger, Pace, Unit
@@ -12,11 +16,26 @@ from rfnlib.measurements import Measurement
 from rfnlib.progress import duration
 from rfnlib.workers import cores
 
+Group = tuple[str, list[Measurement]]  # the claims of a study, and what is measured for them
+Key = tuple[str, float]  # of a row: that of its record, and the epoch
+WAITS = "after the pilots"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a group how many rows it asks for, which of them are missing, and the units of work that are left."""
+
+    label: str
+    rows: int
+    missing: set[Key]
+    units: list[Unit]
+
 
 def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) -> str:
     """A table: a line a study, or (`long`) a line a measurement, and the sum.
 
-    What several of them need is counted once, where it first comes; what depends on a choice, once it can be made.
+    What several of them need is counted once, where it first comes; what depends on a choice, once it can be made. Of
+    the rows that are missing the last column has those that verdicts rest on: the others are secondary.
 
     Args:
         claims: only what these need; None: everything.
@@ -24,23 +43,37 @@ def status(lab: Lab, claims: Sequence[str] | None = None, long: bool = False) ->
     Raises:
         LookupError: a claim that no study judges.
     """
-    pace, every = Pace(lab), list(_tally(lab, _measurements(lab, claims) if long else _studies(lab, claims)))
-    table = [("", "rows", "recorded", "missing", "about")]
-    for label, rows, missing, units in every:
-        table.append((label, *_counts(rows, missing), duration(pace.seconds(units)) if missing else ""))
-    rows, missing = sum(rows for _, rows, *_ in every), sum(missing for _, _, missing, _ in every)
-    units = [unit for *_, left in every for unit in left]
-    seconds = pace.seconds(units)
-    table.append(("all", *_counts(rows, missing), duration(seconds) if missing else ""))
-    width = max(len(row[0]) for row in table)
-    text = [f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) for name, *cells in table]
-    if missing:
-        passes = sum(unit.passes for unit in units)
-        text.append(
-            f"{passes:.3g} passes of an image are left: about {duration(seconds)} on one worker of this machine, "
-            f"{duration(seconds / cores())} on {cores()}."
-        )
-    return "\n".join(text)
+    pace, groups = Pace(lab), list(_studies(lab, claims))
+    if long:
+        groups = [(label, [m]) for label, measurements in groups for m in measurements]
+    parts = list(_tally(lab, groups))
+    units, missing = [unit for part in parts for unit in part.units], {row for part in parts for row in part.missing}
+    parts.append(Part("all", sum(part.rows for part in parts), missing, units))
+    table = pd.DataFrame([_line(pace, part) for part in parts], [part.label for part in parts])
+    if long:
+        names = [(f"{label}  ", f"{m.label}  ", lab.find(m).name) for label, (m,) in groups]
+        table.index = pd.MultiIndex.from_tuples([*names, ("all", "", "")])
+        table = table[table["rows"] > 0]  # the others are lines above
+    else:
+        judged = dict(_judged(lab, studies.asked(claims)))
+        needed = {row for measurements in judged.values() for m in measurements for row in _rows(lab, m)}
+        known = (*judged, "all")
+        table["needed for verdicts"] = [
+            str(len(part.missing & needed)) if part.label in known else WAITS for part in parts
+        ]
+    text = table.to_string(sparsify=False, col_space={name: max(10, len(name) + 3) for name in table})
+    if not units:
+        return text
+    passes, seconds = sum(unit.passes for unit in units), pace.seconds(units)
+    return (
+        f"{text}\n{passes:.3g} passes of an image are left: about {duration(seconds)} on one worker of this machine, "
+        f"{duration(seconds / cores())} on {cores()}."
+    )
+
+
+def _line(pace: Pace, part: Part) -> dict[str, str | int]:
+    missing, about = len(part.missing), duration(pace.seconds(part.units)) if part.missing else ""
+    return {"rows": part.rows, "recorded": part.rows - missing, "missing": missing, "about": about}
 
 
 def until_judged(lab: Lab) -> dict[str, float]:
@@ -49,48 +82,45 @@ def until_judged(lab: Lab) -> dict[str, float]:
     What studies share counts for the first of them. A study whose plan waits for a choice, or that adds nothing, is
     left out.
     """
-    tally = _tally(lab, _judged(lab))
-    return {label: sum(unit.passes for unit in units) for label, _, missing, units in tally if missing}
+    tally = _tally(lab, _judged(lab, [study for study in studies.STUDIES if study.CLAIMS]))
+    return {part.label: sum(unit.passes for unit in part.units) for part in tally if part.missing}
 
 
-def _tally(
-    lab: Lab, groups: Iterable[tuple[str, list[Measurement]]]
-) -> Iterator[tuple[str, int, int, list[Unit]]]:
-    """Of each group its label, how many rows it asks for and how many are missing, and the units that are left."""
-    ledger, seen, names = Ledger(lab), set[tuple[str, float]](), set[str]()
+def _tally(lab: Lab, groups: Iterable[Group]) -> Iterator[Part]:
+    """Each group as a part of the work, less what groups before it have."""
+    ledger, seen, names = Ledger(lab), set[Key](), set[str]()
     for label, measurements in groups:
         new = [_new(lab, m, seen) for m in measurements]
         left = {name: unit for m in new for name, unit in ledger.left(m).items() if name not in names}
         names |= left.keys()
-        yield label, sum(len(m.epochs) for m in new), sum(len(lab.missing(m)) for m in new), list(left.values())
+        missing = {row for m in new for row in _rows(lab, m.of(lab.missing(m)))}
+        yield Part(label, sum(len(m.epochs) for m in new), missing, list(left.values()))
 
 
-def _counts(rows: int, missing: int) -> tuple[str, str, str]:
-    return str(rows), str(rows - missing), str(missing)
-
-
-def _measurements(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
-    for m in studies.plan(lab, claims):
-        yield m.label, [m]
-
-
-def _studies(lab: Lab, claims: Sequence[str] | None) -> Iterator[tuple[str, list[Measurement]]]:
+def _studies(lab: Lab, claims: Sequence[str] | None) -> Iterator[Group]:
     """The pilots, and each study that is asked for."""
     for study in studies.asked(claims):
-        yield ", ".join(study.CLAIMS) or "targets, pilots", studies.plan(lab, study.CLAIMS)
+        yield _label(study), studies.plan(lab, study.CLAIMS)
 
 
-def _judged(lab: Lab) -> Iterator[tuple[str, list[Measurement]]]:
-    """Each study, and what its claims are judged by."""
+def _judged(lab: Lab, of: Iterable[ModuleType]) -> Iterator[Group]:
+    """What the claims of each study are judged by, of those whose choices can be made."""
     view = lab.replaying()
-    for study in studies.STUDIES:
+    for study in of:
         with suppress(MissingRecord):
-            yield ", ".join(study.CLAIMS), list(studies.steps(study, "plan", view))
+            yield _label(study), list(studies.steps(study, "plan", view))
 
 
-def _new(lab: Lab, m: Measurement, seen: set[tuple[str, float]]) -> Measurement:
+def _label(study: ModuleType) -> str:
+    return ", ".join(study.CLAIMS) or "targets, pilots"
+
+
+def _new(lab: Lab, m: Measurement, seen: set[Key]) -> Measurement:
     """`m` at those of its epochs that were not seen before."""
-    name = lab.find(m).key
-    epochs = [e for e in m.epochs if (name, e) not in seen]
-    seen |= {(name, e) for e in epochs}
-    return m.of(epochs)
+    rows = [row for row in _rows(lab, m) if row not in seen]
+    seen |= set(rows)
+    return m.of(epoch for _, epoch in rows)
+
+
+def _rows(lab: Lab, m: Measurement) -> list[Key]:
+    return [(lab.find(m).key, epoch) for epoch in m.epochs]

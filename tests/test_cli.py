@@ -40,17 +40,20 @@ def test_run_fills_in_what_status_calls_missing(elsewhere, capsys):
         return [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
 
     head, pilots, *others, total, words = status()
-    assert head == ["rows", "recorded", "missing", "about"]
+    assert head == ["rows", "recorded", "missing", "about", "needed for verdicts"]
     assert pilots[:4] == ["targets, pilots", "3", "0", "3"] and total[:4] == ["all", "5", "0", "5"]
     assert [o[1:4] for o in others] == [["2", "0", "2"], *[["0", "0", "0"]] * (len(others) - 1)], "each is counted once"
+    assert pilots[-1] == "3" and {o[-1] for o in others[1:3]} == {"after the pilots"} and int(total[-1]) >= 3
     assert "passes of an image are left" in " ".join(words)
-    assert len(status("--all")) == 1 + 4 + 2
+    _, *every, _, _ = status("--all")
+    assert [line[0] for line in every] == ["targets, pilots"] * 3 + ["C2"]
+    assert all("s1000" in line[2] and line[2].endswith(".json") for line in every[:3]), "the file of its record"
 
     assert cli.main(["run", "--scale", "smoke", "--device", "cpu", "--budget", "0s"]) == cli.OUT_OF_TIME
     assert "Out of time: 0 of 4 measurements are complete; the same command goes on" in capsys.readouterr().out
     assert cli.main(["run", "--scale", "smoke", "--device", "cpu", "--workers", "1"]) == cli.DONE
     assert "All 4 measurements of smoke scale are recorded." in capsys.readouterr().out
-    assert status()[-1] == ["all", "5", "5", "0"]
+    assert status()[-1] == ["all", "5", "5", "0", "0"]
 
 
 def test_what_is_left_until_claims_are_judged_counts_each_epoch_and_row_once(tmp_path, monkeypatch):
