@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 from rfnlib import __version__, scales
 
-DONE, FAILED, REFUSED, OUT_OF_TIME, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, FAILED, REFUSED, OUT_OF_TIME, INTERRUPTED, UNREAD, TERMINATED = 0, 1, 2, 3, 130, 141, 143
 CODES = """exit status: 0 all is done; 1 a notebook or a measurement failed; 2 refused, or wrong usage: one line says
-why; 3 the budget is used up: the same command goes on; 130 after Ctrl-C and 143 after SIGTERM: likewise"""
+why; 3 the budget is used up: the same command goes on; 130 after Ctrl-C and 143 after SIGTERM: likewise; 141 nobody
+reads what it prints any more"""
+LOOKS = ("status", "records", "bench", "readme")  # commands that keep nothing to go on from
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,15 +30,24 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status, see `CODES`. Errors that the user can mend are one sentence on the standard error.
     """
-    options = _parser().parse_args(argv)
+    options = (parser := _parser()).parse_args(argv)
+    if not options.name:
+        parser.print_help(sys.stderr)
+        return REFUSED
     try:
         with _terminating():
-            return options.command(options)
+            status = options.command(options)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # of `| head`, say; what is still to be flushed at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except (ValueError, LookupError, OSError, FloatingPointError) as error:
         print(f"rfnlib {options.name}: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt as stopped:
-        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        kept = "" if options.name in LOOKS else " What was finished is kept; the same command goes on from there."
+        print(f"Stopped.{kept}", file=sys.stderr)
         return TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
 
 
@@ -60,16 +72,19 @@ def _terminating() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rfnlib", description=__doc__, epilog=CODES)
     parser.add_argument("--version", action="version", version=f"rfnlib {__version__}")
-    commands = parser.add_subparsers(dest="name", required=True)
+    commands = parser.add_subparsers(dest="name")
 
     def add(command: Callable[[argparse.Namespace], int], help: str, default: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(command.__name__.strip("_"), help=help, description=help, epilog=CODES)
         sub.set_defaults(command=command)
         if default:
-            sub.add_argument("--scale", default=default, help=f"one of {', '.join(scales.SCALES)} (default {default})")
+            of_scale(sub, default)
             sub.add_argument("--seeds", type=_seeds, help="such as 0,1,2 (default: the scale's)")
             sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         return sub
+
+    def of_scale(sub: argparse.ArgumentParser, default: str) -> None:
+        sub.add_argument("--scale", default=default, help=f"one of {', '.join(scales.SCALES)} (default {default})")
 
     def at_work(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workers", type=_count, help="processes (default: one a GPU, or one a core)")
@@ -88,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(_status, "how much is recorded, how much is missing, and about how long that takes here", "laptop")
     sub.add_argument("--only", action="append", metavar="CLAIM", help="what this claim needs; may be repeated")
     sub.add_argument("--all", action="store_true", help="every measurement in a line")
-    sub = add(_records, "every recorded row as a line of a table, with intervals", "laptop")
-    sub.add_argument("--csv", metavar="FILE", default=sys.stdout, help="where to write it (default: here)")
+    sub = add(_records, "every recorded row as a line of a table, with intervals")
+    of_scale(sub, "laptop")
+    sub.add_argument("--csv", metavar="FILE", default=sys.stdout, help="where to write it (default: standard output)")
     sub = add(_evaluate, "how well a surrogate of one's own transfers, or how vulnerable a target is", "laptop")
     sub.add_argument("model", metavar="FILE.py:NAME", help="a module in a file, or a released network: smoke/NAME")
     sub.add_argument("--role", default="surrogate", help="surrogate or target (default surrogate)")
@@ -142,7 +158,7 @@ def _records(options: argparse.Namespace) -> int:
     from rfnlib.export import table
     from rfnlib.lab import Lab
 
-    table(Lab(options.scale, "replay", options.seeds, options.device)).to_csv(options.csv, index=False)
+    table(Lab(options.scale)).to_csv(options.csv, index=False)
     return DONE
 
 

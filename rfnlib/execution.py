@@ -146,7 +146,8 @@ def resolve(
         ("channels_last", channels_last, ("auto", True, False)),
     ):
         if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}.")
+            which = "; CUDA_VISIBLE_DEVICES says which GPU" if str(value).startswith("cuda:") else ""
+            raise ValueError(f"{name} is {value!r}; give one of {', '.join(map(repr, allowed))}{which}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no CUDA device here; give 'cpu' or 'auto'.")
     if device == "auto":

@@ -80,6 +80,7 @@ def test_what_is_left_until_claims_are_judged_counts_each_epoch_and_row_once(tmp
     [
         (["run", "--scale", "labtop"], "scale is 'labtop'; give one of 'smoke', 'laptop', 'gpu', 'paper'."),
         (["status", "--device", "tpu"], "device is 'tpu'; give one of 'auto', 'cpu', 'cuda'."),
+        (["status", "--device", "cuda:0"], "give one of 'auto', 'cpu', 'cuda'; CUDA_VISIBLE_DEVICES says which GPU."),
         (["data", "imagenet"], "no data set 'imagenet'"),
         (["data", "svhn"], "train_32x32.mat is missing: download http"),
         (["run", "--only", "C99"], "no study judges 'C99'"),
@@ -95,12 +96,38 @@ def test_a_bad_value_is_one_sentence_and_changes_nothing(arguments, sentence, el
     assert not any(elsewhere.iterdir())
 
 
-@pytest.mark.parametrize("arguments", ["run --budget soon", "run --workers 0", "run --seeds 0;1", "fly"])
+USAGE = ["run --budget soon", "run --workers 0", "run --seeds 0;1", "fly", "records --seeds 0"]
+
+
+@pytest.mark.parametrize("arguments", USAGE)
 def test_a_malformed_option_is_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments.split())
     assert stop.value.code == 2
-    assert "write it as" in (said := capsys.readouterr().err) or "invalid choice" in said
+    said = capsys.readouterr().err
+    assert any(words in said for words in ("write it as", "invalid choice", "unrecognized arguments"))
+
+
+def test_without_a_command_all_of_them_are_listed(capsys):
+    assert cli.main([]) == cli.REFUSED
+    assert "reproduce" in (said := capsys.readouterr()).err and not said.out
+
+
+def test_who_reads_no_further_is_not_told_about_it():
+    command = f"{sys.executable} -m rfnlib records --scale smoke"
+    done = subprocess.run(f"({command}; echo $? >&2) | head -1", shell=True, cwd=paths.root(), capture_output=True)
+    assert done.stderr == b"141\n" and done.stdout.startswith(b"kind,")
+
+
+@pytest.mark.parametrize(("name", "goes_on"), [("run", True), ("bench", False)])
+def test_what_is_stopped_says_whether_it_goes_on(name, goes_on, monkeypatch, capsys):
+    def stop(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{name}", stop)
+    stop.__name__ = name
+    assert cli.main([name]) == cli.INTERRUPTED
+    assert ("goes on from there" in capsys.readouterr().err) == goes_on
 
 
 def test_the_version_and_the_exit_codes_are_told(capsys):
@@ -113,6 +140,10 @@ def test_the_version_and_the_exit_codes_are_told(capsys):
 def test_a_data_set_that_is_there_is_called_by_its_name(capsys):
     assert cli.main(["data", "digits"]) == cli.DONE
     assert capsys.readouterr().out.startswith("digits is there: 1297 training and 500 test images")
+
+
+def test_a_claim_may_be_written_in_small_letters():
+    assert studies.of("c2") is studies.of("C2")
 
 
 def test_durations_are_seconds():

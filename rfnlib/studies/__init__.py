@@ -98,13 +98,13 @@ def steps(study: ModuleType, name: str, view: Lab) -> Iterator[Measurement]:
 
 
 def of(claim: str) -> ModuleType:
-    """The study that judges `claim`.
+    """The study that judges `claim`, in small letters or large.
 
     Raises:
         LookupError: none does.
     """
     for study in (*STUDIES, *BEYOND):
-        if claim in study.CLAIMS:
+        if claim.casefold() in map(str.casefold, study.CLAIMS):
             return study
     every = [*every_claim(), *every_claim(BEYOND)]
     raise LookupError(f"no study judges {claim!r}; there are {', '.join(every)}.")
