@@ -19,10 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from filelock import FileLock, Timeout
@@ -85,7 +87,8 @@ def reproduce(
         out: `build/<scale>` of the checkout when None.
         records: where records are read and written, if not where the scale has them.
         timeout: the most seconds that one cell may take; None: the scale's.
-        workers, scheduler: who computes, see `rfnlib.workers.cluster`.
+        workers, scheduler: who computes, see `rfnlib.workers.cluster`. As many notebooks run side by side; with a
+            scheduler, one a core.
         anew: empty `build/<scale>` first, of a scale that has its records there.
 
     Returns:
@@ -98,6 +101,7 @@ def reproduce(
     """
     from rfnlib import parameters, scales  # here, so that the process that runs one notebook stays small
     from rfnlib.checks import require
+    from rfnlib.workers import cores
 
     wanted = scales.get(scale)
     seeds = wanted.seeds if seeds is None else seeds
@@ -125,12 +129,9 @@ def reproduce(
         # Networks as small as those of a scale apart lose by sharing their work, most of all beside others.
         usual = {"OMP_NUM_THREADS": "1"} if wanted.apart else {}
         environment = {**usual, **os.environ, **{f"RFN_{name.upper()}": str(path) for name, path in moved.items()}}
-        results = []
-        for number, notebook in enumerate(notebooks, 1):
-            print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
-            result = _execute(notebook, given, folder, int(timeout or wanted.cell_timeout), environment)
-            print(_in_short(result), flush=True)
-            results.append(result)
+        limit = int(timeout or wanted.cell_timeout)
+        how = partial(_execute, given=given, folder=folder, timeout=limit, env=environment)
+        results = _execute_all(notebooks, workers or cores(), how)
     complete = sum(not result.error for result in results)
     print(f"\n{_table(results)}\n")
     if gates := dict(gate for result in results for verdict in result.verdicts for gate in GATE.findall(verdict)):
@@ -257,15 +258,60 @@ def find_notebooks(only: str | Sequence[str] | None = None) -> list[Path]:
     return [path for path in found if path in chosen]
 
 
-def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: int, env: Mapping[str, str]) -> Result:
-    """Run one notebook in a process of its own, and read what happened from what it wrote."""
+def _execute_all(notebooks: Sequence[Path], at_once: int, how: Callable[..., Result]) -> list[Result]:
+    """Run the notebooks, so many side by side, and say of each in their order how it went.
+
+    Args:
+        how: `_execute`, given all but the notebook and the list of processes.
+    """
+    running: list[subprocess.Popen] = []
+    results: list[Result] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        found = [pool.submit(how, notebook, running) for notebook in notebooks]
+        try:
+            for number, (notebook, result) in enumerate(zip(notebooks, found, strict=True), 1):
+                print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
+                results.append(result.result())
+                print(_in_short(results[-1]), flush=True)
+        except BaseException:  # Ctrl-C, or SIGTERM: see `__main__`
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stop(running, found)
+            raise
+    return results
+
+
+def _stop(running: Sequence[subprocess.Popen], found: Sequence[Future]) -> None:
+    """Have every process stop its kernel, also one that is only just started, until none of `found` is at work."""
+    told, patience = set[int](), time.monotonic() + 30
+    while not all(each.done() for each in found):
+        for child in running:
+            if time.monotonic() > patience:
+                child.kill()
+            elif child.pid not in told:
+                child.terminate()
+                told.add(child.pid)
+        time.sleep(0.1)
+
+
+def _execute(
+    notebook: Path,
+    running: list[subprocess.Popen],
+    given: Mapping[str, Any],
+    folder: Path,
+    timeout: int,
+    env: Mapping[str, str],
+) -> Result:
+    """Run one notebook in a process of its own, put among `running`; and read what happened from what it wrote."""
     target, log = folder / notebook.name, folder / f"{notebook.stem}.log"
     target.unlink(missing_ok=True)  # an earlier run's must not be taken for this one's
     request = {"source": notebook, "target": target, "parameters": given, "timeout": timeout}
     command = [sys.executable, "-m", "rfnlib.reproduce", json.dumps(request, default=str)]
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as sink:
-        status = _call(command, env, sink)
+        # The child ends when its standard input does: also when this process is killed.
+        with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT) as child:
+            running.append(child)
+            status = child.wait()
     seconds = time.monotonic() - start
 
     content = nbformat.read(target, as_version=4) if target.exists() else nbformat.v4.new_notebook()
@@ -281,20 +327,6 @@ def _execute(notebook: Path, given: Mapping[str, Any], folder: Path, timeout: in
     )
     verdicts = tuple(VERDICT.findall(printed))
     return Result(notebook.stem, outcome["error"], verdicts, seconds, outcome.get("peak_mb"))
-
-
-def _call(command: Sequence[str], env: Mapping[str, str], sink: IO[str]) -> int:
-    # The child ends when its standard input does: also when this process is killed.
-    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # or SIGTERM: see `__main__`
-            child.terminate()  # it stops its kernel
-            try:
-                child.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            raise
 
 
 def _stop_with_parent() -> None:

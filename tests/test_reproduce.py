@@ -120,17 +120,20 @@ from rfnlib import paths, studies
 from rfnlib.parameters import defaults
 paths.root = lambda: Path(sys.argv[1])
 from rfnlib.__main__ import main
-sys.exit(main(["reproduce", "--scale", "laptop", "--mode", "replay"]))
+sys.exit(main(["reproduce", "--scale", "laptop", "--mode", "replay", "--workers", "2"]))
 """
 
 
 @pytest.mark.parametrize(("sent", "status"), [("SIGTERM", 143), ("SIGKILL", -9)])
 def test_who_is_ended_ends_papermill_and_its_kernel(sent, status, folder, tmp_path):
-    begun = tmp_path / "begun"
-    write(folder, "01_endless.ipynb", f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)")
+    begun = [tmp_path / "one", tmp_path / "two"]
+    for number, path in enumerate(begun):
+        source = f"import pathlib, time\npathlib.Path({str(path)!r}).touch()\ntime.sleep(600)"
+        write(folder, f"0{number}_endless.ipynb", source)
+    write(folder, "09_never_begun.ipynb", "raise AssertionError")
     known = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], env=known, stderr=subprocess.PIPE) as run:
-        while not begun.exists():
+        while not all(path.exists() for path in begun):  # side by side
             assert run.poll() is None
             time.sleep(0.05)
         theirs = psutil.Process(run.pid).children(recursive=True)
@@ -139,6 +142,7 @@ def test_who_is_ended_ends_papermill_and_its_kernel(sent, status, folder, tmp_pa
         said = run.communicate(timeout=60)[1].decode()
     assert run.returncode == status, said
     assert not psutil.wait_procs(theirs, timeout=30)[1], "orphans"
+    assert not (tmp_path / "build/laptop/09_never_begun.ipynb").exists()
 
 
 def test_success_is_zero_and_project_records_are_used_beyond_smoke(folder, tmp_path, capsys):
