@@ -97,7 +97,8 @@ def as_surrogate(theirs: Outside, lab: Lab) -> pd.DataFrame:
     try:
         every = state_of_the_art.arms(view)
     except MissingRecord as choice:  # that the others rest on
-        every, notes = {}, [f"No surrogate of notebook 05 stands beside it: {choice}"]
+        read = f"Records are read from {paths.shown(lab.folder.parent)}; RFN_RECORDS names another folder."
+        every, notes = {}, [f"No surrogate of notebook 05 stands beside it: {choice} {read}"]
     taken = f"{theirs.name} is a surrogate of notebook 05"
     require(theirs.name not in every, f"{taken}, which stands beside it; give the model another name.")
     shown = view.shown(every)
