@@ -103,7 +103,7 @@ class Ledger:
 
     def _units(self, m: Measurement, epochs: tuple[float, ...]) -> dict[str, Unit]:
         record = self.lab.find(m)
-        # Accuracies, of each network that predicts, are taken forward only, and once for all rows of a network.
+        # Accuracies, of each network that predicts, are taken forward only.
         looked_at, network = (self.n_train + self.scale.accuracy_images) / 3, _network(m.spec)
         looks = {self._look(record, e): Unit(network, looked_at * networks(m.recipe, e)) for e in epochs}
         rows = {self._row(record, e): Unit(network, m.probe.passes(self.scale)) for e in epochs}
@@ -116,8 +116,9 @@ class Ledger:
         return key(record.kind, record.settings, record.data, self._behind(record, epoch))
 
     def _look(self, record: Record, epoch: float) -> str:
-        """The name of the accuracies that all rows of a network share."""
-        return key("accuracies", record.settings.get("recipe"), record.data, self._behind(record, epoch))
+        """The name of the accuracies that all rows of a network share; those of what a recipe makes serve one row."""
+        alone = "recipe" not in record.settings
+        return key("accuracies", "" if alone else self._row(record, epoch), record.data, self._behind(record, epoch))
 
     def _behind(self, record: Record, epoch: float) -> str:
         return _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))

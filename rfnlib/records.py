@@ -192,9 +192,9 @@ def read_all(folder: Path) -> list[Record]:
 
 
 def accuracies(found: Iterable[Record], history: str, weights: str) -> dict[str, float | None] | None:
-    """What a row says of the same network, whatever was measured; None where there is no row that says all of it."""
+    """What a row says of the same network alone, whatever was measured; None where no row says all of it."""
     for record in found:
-        for row in record.rows:
+        for row in record.rows if "recipe" not in record.settings else ():
             if (row["snapshot"], row["weights"]) == (history, weights) and row.keys() >= set(ACCURACIES):
                 return {name: row[name] for name in ACCURACIES}
     return None

@@ -58,8 +58,8 @@ class Bench:
     """The images of `scale` on `device`; `targets(against)` gives as networks what `Scale.targets_of` names.
 
     `weights(spec, epoch)` are those of a run after so many epochs, as they would be measured, for a probe that compares
-    networks; `known(subject)` are its accuracies where they are recorded, for to take those of many networks anew costs
-    more than most probes. A probe that takes long calls `tick` after each of its parts: it may raise to stop in time.
+    networks; `known(subject)` are the accuracies of a network that are recorded. A probe that takes long calls `tick`
+    after each of its parts: it may raise to stop in time.
 
     One fixed order of the test images holds for everything: the attacked test images come first, then the attacked
     validation images; natural and robust accuracy are taken on the first so many of all of them.
@@ -128,7 +128,8 @@ class Bench:
         """
         named = f"{subject.digest} {subject.recipe}"
         if self._measured[0] != named:
-            self._measured = (named, self.known(subject) or self._accuracies(subject, predictor(model)))
+            known = None if subject.recipe else self.known(subject)  # what a recipe makes predicts otherwise
+            self._measured = (named, known or self._accuracies(subject, predictor(model)))
         return self._measured[1]
 
     def _accuracies(self, subject: Subject, model: nn.Module) -> dict[str, float | None]:

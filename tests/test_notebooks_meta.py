@@ -233,5 +233,6 @@ def test_a_live_cell_shows_what_is_committed_or_says_why_it_cannot(path, capsys,
     monkeypatch.setenv("RFN_WEIGHTS", str(tmp_path))
     run_live(path, "smoke")
     assert capsys.readouterr().out == (
-        "Nothing is computed here: no network 'smoke/wrn16' is released; give SCALE/NAME, scales being none here.\n"
+        f"Nothing is computed here: no network 'smoke/wrn16' is released; there is none in {tmp_path}; outside a "
+        "checkout, name its folder data/weights in RFN_WEIGHTS.\n"
     )

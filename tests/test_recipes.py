@@ -384,14 +384,14 @@ def test_members_and_the_runs_they_start_from_have_seeds_of_their_own():
 def test_the_training_of_members_is_part_of_what_is_left(tmp_path):
     one = lab(tmp_path)
     alone, together = (costs.Ledger(one).left(question(RECIPES[name])) for name in ("collected", "together"))
-    assert len(alone) == 3, "two epochs and the row"
+    assert len(alone) == 4, "two epochs, the row and the accuracies"
     assert len(together) == len(alone) + 1 + 2
 
 
 def test_a_row_costs_the_predictions_of_all_networks_that_are_averaged(tmp_path):
     one = lab(tmp_path)
     (plain, several) = (
-        max(u.passes for u in costs.Ledger(one).left(question(recipe)).values()) for recipe in (None, Collected(4))
+        sum(u.passes for u in costs.Ledger(one).left(question(recipe)).values()) for recipe in (None, Collected(4))
     )
     seen = (len(one.dataset().train_labels) + one.scale.accuracy_images) / 3
     assert several - plain == pytest.approx((4 * SPEC.epochs - 1) * seen)
