@@ -117,8 +117,10 @@ class Ledger:
 
     def _look(self, record: Record, epoch: float) -> str:
         """The name of the accuracies that all rows of a network share; those of what a recipe makes serve one row."""
-        alone = "recipe" not in record.settings
-        return key("accuracies", "" if alone else self._row(record, epoch), record.data, self._behind(record, epoch))
+        if "recipe" in record.settings:
+            return key("accuracies", self._row(record, epoch))
+        images = record.settings.get("accuracy_images")
+        return key("accuracies", images, record.data, self._behind(record, epoch))
 
     def _behind(self, record: Record, epoch: float) -> str:
         return _history(record.spec, epoch, _per_epoch(record.spec, self.n_train))

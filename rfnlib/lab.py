@@ -142,9 +142,8 @@ class Lab:
 
     def target_table(self, *roles: str) -> pd.DataFrame:
         """Each target of `roles` (none: the standard ones) with its natural accuracy, on test and training images."""
-        targets = [t for t in self.scale.targets if t.role in (roles or STANDARD)]
-        targets.sort(key=lambda t: t.role != "test")
-        rows = [(t, self.measure(self.scale.clean(t)).rows[-1]) for t in targets]
+        targets = sorted(self.scale.targets, key=lambda t: t.role != "test")
+        rows = [(t, self.measure(self.scale.clean(t)).rows[-1]) for t in targets if t.role in (roles or STANDARD)]
         return pd.DataFrame(
             [{"target": t.name, "role": t.role, "natural accuracy": r["accuracy"],
               "training accuracy": r.get("train_accuracy")} for t, r in rows]
@@ -444,8 +443,13 @@ class Lab:
     @functools.cached_property
     def bench(self) -> Bench:
         """The scale's images and targets on the device."""
-        known = lambda s: records.accuracies(self.records.values(), s.history, s.digest)  # noqa: E731
-        return Bench(self.scale, self.dataset(), self.device, self._targets, lambda: self.tick(), self._weights, known)
+        images, tick = self.dataset(), lambda: self.tick()
+        return Bench(self.scale, images, self.device, self._targets, tick, self._weights, self._known)
+
+    def _known(self, s: Subject) -> Row | None:
+        """The accuracies of a network that are recorded, of the same data and as many images."""
+        n = self.scale.accuracy_images
+        return records.accuracies(self.records.values(), self._data_checksum, n, s.history, s.digest)
 
     def _train(self, spec: TrainSpec, at: Iterable[float]) -> Iterator[snapshots.Snapshot]:
         branches = [float(m) for m in (*self.scale.decays, *self.scale.standard) if m <= spec.epochs]

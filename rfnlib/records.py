@@ -191,10 +191,14 @@ def read_all(folder: Path) -> list[Record]:
     return [read(p) for p in sorted(folder.glob("*.json"))]
 
 
-def accuracies(found: Iterable[Record], history: str, weights: str) -> dict[str, float | None] | None:
-    """What a row says of the same network alone, whatever was measured; None where no row says all of it."""
+def accuracies(
+    found: Iterable[Record], data: str, images: int, history: str, weights: str
+) -> dict[str, float | None] | None:
+    """What a row says of the same network alone, on this data set and as many images; None where no row says it all."""
     for record in found:
-        for row in record.rows if "recipe" not in record.settings else ():
+        if "recipe" in record.settings or (record.data, record.settings.get("accuracy_images")) != (data, images):
+            continue
+        for row in record.rows:
             if (row["snapshot"], row["weights"]) == (history, weights) and row.keys() >= set(ACCURACIES):
                 return {name: row[name] for name in ACCURACIES}
     return None

@@ -227,6 +227,11 @@ def test_accuracies_of_a_network_are_taken_once_whatever_is_measured_of_it(tmp_p
     assert {name: second[name] for name in records.ACCURACIES} == {name: first[name] for name in records.ACCURACIES}
     with pytest.raises(pytest.fail.Exception):
         again.measure(Measurement(spec, At(lab.scale.robustness, (2.0,))))
+    fewer = Place(tmp_path).lab(scale=replace(lab.scale, accuracy_images=45))
+    with pytest.raises(pytest.fail.Exception):  # those were taken on more images
+        fewer.measure(Measurement(spec, At(lab.scale.robustness, (1.0,))))
+    weights = first["snapshot"], first["weights"]
+    assert records.accuracies(lab.records.values(), "0" * 16, lab.scale.accuracy_images, *weights) is None, "other data"
 
 
 def test_the_data_set_is_read_once(tmp_path):
