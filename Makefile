@@ -62,8 +62,10 @@ clean:
 # `sys.exit(False)` is success.
 SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # -qq hides pip's remarks but not its errors; --no-compile leaves byte-compiling thousands of files,
-# most of them never imported, to the first import.
-INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
+# most of them never imported, to the first import; the lock names all that is needed, so nothing is resolved.
+INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile --no-deps
+# Half the time of an install is unpacking these, which another process does beside the rest.
+LARGE = ^(torch|triton|cuda|nvidia)
 
 .venv/installed: requirements.lock pyproject.toml
 	@set -e; \
@@ -88,6 +90,8 @@ INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check --no-compile
 	fi; \
 	rm -f $@; \
 	echo 'Installing the locked packages into .venv: a minute or two, once ...'; \
-	$(INSTALL) -r requirements.lock; \
-	$(INSTALL) --no-deps -e .; \
+	grep -E '$(LARGE)' requirements.lock | $(INSTALL) -r /dev/stdin & \
+	grep -Ev '$(LARGE)' requirements.lock | $(INSTALL) -r /dev/stdin || { wait; exit 1; }; \
+	wait $$!; \
+	$(INSTALL) -e .; \
 	touch $@
