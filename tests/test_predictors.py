@@ -80,7 +80,7 @@ def test_the_headline_names_the_best_and_what_lambda_does():
     table = found.table()
     assert list(table.index) == list(MEASURES.values()) and table.loc["λ₁", "networks (runs)"] == "48 (8)"
     assert table.loc["training loss", "given training loss"] == "not measured"
-    assert set(found.ways) == {"all", "at the end of training", "on the way"}
+    assert set(found.ways) == {"at the end of training", "on the way"}
     assert len(found.ways["at the end of training"]) == 8
 
 

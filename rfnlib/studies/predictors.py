@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -163,6 +164,10 @@ def correlation(frame: pd.DataFrame, measure: str, given: str | None = None, dra
     return Correlation(value, float(low), float(high), len(known), len(parts))
 
 
+def _each(frame: pd.DataFrame, given: str | None = None) -> dict[str, Correlation]:
+    return {measure: correlation(frame, measure, given) for measure in MEASURES}
+
+
 # --- what was found ---------------------------------------------------------------------------------------
 
 
@@ -179,26 +184,26 @@ class Predictors:
 
     @property
     def ways(self) -> Mapping[str, pd.DataFrame]:
-        """Over which networks: all; those at the end of their run, so across methods; those on the way."""
+        """Parts of the networks: those at the end of their run, so across methods; those on the way."""
         ends = self.frame["end"].astype(bool)
-        return {"all": self.frame, "at the end of training": self.frame[ends], "on the way": self.frame[~ends]}
+        return {"at the end of training": self.frame[ends], "on the way": self.frame[~ends]}
 
-    def correlations(self, given: str | None = None, way: str = "all") -> dict[str, Correlation]:
-        """By measure."""
-        return {measure: correlation(self.ways[way], measure, given) for measure in MEASURES}
+    @cached_property
+    def over_all(self) -> dict[str | None, dict[str, Correlation]]:
+        """Over all networks, by what is given, None for nothing, and by measure."""
+        return {given: _each(self.frame, given) for given in (None, *GIVEN)}
 
     def table(self) -> pd.DataFrame:
         """A row a measure: its correlation with success over all networks, partial ones, and over parts of them."""
-        columns = {"all": self.correlations()}
-        columns |= {label: self.correlations(given) for given, label in GIVEN.items()}
-        columns |= {way: self.correlations(way=way) for way in list(self.ways)[1:]}
+        columns = {GIVEN.get(given, "all"): found for given, found in self.over_all.items()}
+        columns |= {way: _each(frame) for way, frame in self.ways.items()}
         frame = pd.DataFrame({name: {m: str(c) for m, c in of.items()} for name, of in columns.items()})
         frame.insert(0, "networks (runs)", {m: f"{c.networks} ({c.runs})" for m, c in columns["all"].items()})
         return frame.rename(index=MEASURES).rename_axis("measure")
 
     def ranked(self, among: Sequence[str] = tuple(MEASURES)) -> list[str]:
         """Measures by the size of their correlation, the largest first; those that have one."""
-        found = self.correlations()
+        found = self.over_all[None]
         known = [m for m in among if np.isfinite(found[m].value)]
         return sorted(known, key=lambda m: -abs(found[m].value))
 
