@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from synthetic import FakeLab
 
-from rfnlib import scales
+from rfnlib import scales, words
 from rfnlib.curves import SharpnessCurve
+from rfnlib.intervals import Estimate
 from rfnlib.lab import MissingRecord
 from rfnlib.scale import CONSTANT
 from rfnlib.specs import Step
@@ -56,17 +57,29 @@ def test_both_runs_are_measured_at_the_same_fine_epochs_with_the_first_seeds():
 @pytest.mark.parametrize(
     ("top", "equal", "said"),
     [
-        (8.0, 6.0, "more like an equilibrium"),
-        (1.2, 1.2, "neither an equilibrium, which would be reached by then, nor a drop"),
-        (0.5, 0.95, "mostly the loss"),
-        (0.5, 0.55, "at least half of the drop is left"),
-        (0.5, np.nan, "whether by the loss alone cannot be said"),
+        (12.0, 6.0, "an equilibrium is not ruled out, and λ₁ grows"),
+        (1.2, 1.2, "an equilibrium is ruled out, and λ₁ grows"),
+        (0.5, 1.05, "λ₁ drops; whether by the loss alone is not decided by 2 seeds"),
+        (0.5, 0.55, "an equilibrium is ruled out, and λ₁ drops, not by the loss alone"),
+        (0.5, np.nan, "whether by the loss alone is not decided by 2 seeds"),
     ],
 )
-def test_what_it_is_called_follows_from_the_figures(top, equal, said):
-    of = found(top, equal)
-    assert said in of.kind() and said in of.headline()
-    assert f"×{top:.2f}" in of.headline() and "would be ×10" in of.headline()
+def test_what_it_is_called_follows_from_the_intervals(top, equal, said):
+    told = found(top, equal).headline()
+    assert said in told and words.factor(np.log(top)) in told and "would be ×10" in told
+
+
+def test_what_an_interval_holds_is_not_said_to_be_decided():
+    def estimate(value: float) -> Estimate:
+        return Estimate(value, value, 0.5, 1.0, 2)
+
+    of = found(0.5, 0.5)
+    assert of.kind(estimate(-0.1), estimate(-9)) == (
+        "an equilibrium is not ruled out, and whether λ₁ drops is not decided by 2 seeds"
+    )
+    assert of.kind(estimate(-9), estimate(-0.1)).endswith("whether by the loss alone is not decided by 2 seeds")
+    alone = replace(estimate(-9), error=np.inf, seeds=1)
+    assert "not ruled out" in of.kind(alone, alone), "of one seed nothing is known"
 
 
 def test_shares_are_of_the_rate_that_made_each_network():

@@ -110,27 +110,23 @@ class Edge:
         at = f"{words.count(last, 'epoch')} after the decay"
         if top is None or share is None:
             return f"{at[:1].upper()}{at[1:]} λ₁ is not defined for all seeds."
-        grown = "above" if top.value > 0 else "below"
         said = f"{at[:1].upper()}{at[1:]} λ₁ is {words.factor(top)} that of the run that did not decay"
         beside = f"{words.factor(equal)} at equal loss" if equal else "not defined at equal loss"
         before = words.factor(self.share(DECAY, 0.0))
         return (
-            f"{said}, {grown} it, and {beside}; at an equilibrium it would be ×10. It is {words.factor(share)} the "
-            f"threshold 2(1 + β)/η of the lower rate, and was {before} that of the higher one. So it is {self.kind()}."
+            f"{said}, and {beside}; at an equilibrium it would be ×10. It is {words.factor(share)} the threshold "
+            f"2(1 + β)/η of the lower rate, and was {before} that of the higher one. So {self.kind(top, equal)}."
         )
 
-    def kind(self) -> str:
-        """What the figures at the last epoch speak for: described, not tested."""
-        top, equal = (self.effect(self.after[-1], m) for m in ("top", "matched"))
-        if top is not None and top.value > np.log(10) / 2:
-            return "more like an equilibrium: λ₁ grows as the rate falls"
-        if top is None or top.value >= 0:
-            return "neither an equilibrium, which would be reached by then, nor a drop"
-        if equal is None:
-            return "a drop and no equilibrium; whether by the loss alone cannot be said"
-        if equal.value > top.value / 2:
-            return "mostly the loss: at equal loss less than half of the drop, on the scale of logarithms, is left"
-        return "neither: no equilibrium, and at equal loss at least half of the drop is left"
+    def kind(self, top: Estimate, equal: Estimate | None) -> str:
+        """What the 95 % intervals of λ₁, and of λ₁ at equal loss, speak for."""
+        unsure = f"is not decided by {words.count(top.seeds, 'seed')}"
+        said = f"an equilibrium is {'' if top.high < np.log(10) else 'not '}ruled out"
+        if not top.high < 0:
+            return f"{said}, and {'λ₁ grows' if top.low > 0 else f'whether λ₁ drops {unsure}'}"
+        if equal is not None and equal.high < 0:
+            return f"{said}, and λ₁ drops, not by the loss alone, for it does so at equal loss too"
+        return f"{said}, and λ₁ drops; whether by the loss alone {unsure}"
 
 
 def measure(lab: Lab) -> Edge:
