@@ -71,6 +71,11 @@ class Claim:
     answer: str = ""
     follows: tuple[str, ...] = ()
 
+    @property
+    def matters(self) -> str:
+        """The margin in its unit."""
+        return f"×{np.exp(self.margin):.2f}" if self.unit == "factor" else f"{100 * self.margin:g} {self.unit}"
+
 
 def by_id(*claims: Claim) -> dict[str, Claim]:
     """Claims by their id, as a study's `CLAIMS` has them."""

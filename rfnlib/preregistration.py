@@ -116,9 +116,8 @@ def primaries(group: Iterable[ModuleType] | None = None) -> pd.DataFrame:
     """A row a claim of a group of studies (None: the paper's): what it is judged by."""
     rows = {}
     for c in studies.every_claim(group).values():
-        margin = words.factor(c.margin) if c.unit == "factor" else f"{100 * c.margin:g} {c.unit}"
         kind = "non-inferiority" if c.non_inferiority else "difference"
-        rows[c.id] = {"primary": "; and ".join(c.primary), "test": kind, "margin": margin}
+        rows[c.id] = {"primary": "; and ".join(c.primary), "test": kind, "margin": c.matters}
     return pd.DataFrame(rows).T.rename_axis("")
 
 

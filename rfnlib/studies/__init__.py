@@ -186,6 +186,7 @@ def verdict_table(
             called: claim.sentence,
             "verdict": verdict.word if verdict else "",
             "what was found": headline,
+            "margin": claim.matters,
             "Holm's p": holm_p(verdict),
             "notebook": of(name).NOTEBOOK[:2],
         }
@@ -211,7 +212,8 @@ def summary(lab: Lab, verdicts: Judged) -> str:
     failed = [gate.name for gate in gates if not gate.passed]
     but = f"; not passed: {'; '.join(failed)}" if failed else ""
     text.append(f"Of {words.count(len(gates), 'gate')} {len(gates) - len(failed)} are passed{but}.")
-    text.append(f"Runs that the plan excludes: {'; '.join(pilots.excluded(lab)) or 'none'}.")
+    excluded = pilots.excluded(lab)
+    text.append(f"Excluded by the plan: {'; '.join(excluded)}." if excluded else "No run was excluded.")
     return " ".join(text)
 
 

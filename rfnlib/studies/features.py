@@ -33,7 +33,7 @@ CLAIMS = claims.by_id(
         "Early stopping helps surrogates trained on robust and on non-robust features alike",
         ("stopped early − at the end, trained on non-robust features",),
         margin=0.02,
-        answer="early stopping {helps|hurts|makes no difference} on non-robust features",
+        answer="early stopping {helps|hurts|makes no difference that matters} on non-robust features",
         follows=(
             "What makes an early-stopped surrogate better is not which features it has had time to learn; the next "
             "notebooks look at the learning rate and at flatness.",
@@ -246,7 +246,7 @@ class EarlyStopping:
     def headline(self, claim: str = "C1") -> str:
         """What was found, in a sentence, and whether pilots stop at all."""
         shown = self.shown[::-1]
-        said = "; ".join(f"{words.points(self.help(name))} on {name}" for name in shown)
+        said = words.listed([f"{words.points(self.help(name))} on {name}" for name in shown])
         beside = "".join(f" {name} is not recorded yet." for name in MAIN if name not in shown)
         late = [name for name in shown if self.stops[name] == self.curves[name].end]
         none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""

@@ -250,7 +250,7 @@ def settled(run: TransferCurve) -> bool:
 
 def _long_enough(name: str, runs: Mapping[str, TransferCurve]) -> Gate:
     worst = max(runs, key=lambda arm: abs(change(runs[arm])))
-    at = "" if len(runs) == 1 else f", most at {worst}"
+    at = "" if len(runs) == 1 else f" at {worst}, where it changes most"
     found = f"natural accuracy {100 * change(runs[worst]):+.1f} points over the last quarter{at}"
     return Gate(name, settled(runs[worst]), f"{found} (less than {100 * STILL:g})")
 
@@ -258,7 +258,8 @@ def _long_enough(name: str, runs: Mapping[str, TransferCurve]) -> Gate:
 def enough(lab: Lab) -> Gate:
     """SGD at its end succeeds neither too seldom nor too often for differences to show."""
     rate, (low, high) = _at_end(lab, arms(lab)["SGD"]), ENOUGH
-    return Gate("enough", low <= rate <= high, f"success of SGD {rate:.1%} ({low:.0%} to {high:.0%})")
+    found = f"success of SGD on validation targets {rate:.1%} ({low:.0%} to {high:.0%})"
+    return Gate("enough", low <= rate <= high, found)
 
 
 def rho_bracketed(lab: Lab) -> Gate:

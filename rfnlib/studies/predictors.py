@@ -34,9 +34,11 @@ MEASURES = {
     "train_loss": "training loss",
     "accuracy": "natural accuracy",
 }
+ENDS, WAY = "at the end of training", "on the way"
 GIVEN = {"train_loss": "given training loss", "accuracy": "given natural accuracy"}
 DRAWS = 500  # of the bootstrap
 ENOUGH = 5  # networks, for a correlation to be said
+KNOWN = 1.5  # the widest interval, of the 2 that there can be, that is worth a number
 
 
 def arms(lab: Lab) -> dict[str, Arm]:
@@ -133,8 +135,11 @@ class Correlation:
     def __str__(self) -> str:
         if not np.isfinite(self.value):
             return words.MISSING
-        between = "(one run)" if self.runs < 2 else f"({_short(self.low)} to {_short(self.high)})"
-        return f"{_short(self.value)} {between}"
+        if self.runs < 2:
+            return f"{_short(self.value)} (one run)"
+        if self.high - self.low > KNOWN:
+            return f"not determined by {self.runs} runs"
+        return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
 
 
 def _short(value: float) -> str:
@@ -186,7 +191,7 @@ class Predictors:
     def ways(self) -> Mapping[str, pd.DataFrame]:
         """Parts of the networks: those at the end of their run, so across methods; those on the way."""
         ends = self.frame["end"].astype(bool)
-        return {"at the end of training": self.frame[ends], "on the way": self.frame[~ends]}
+        return {ENDS: self.frame[ends], WAY: self.frame[~ends]}
 
     @cached_property
     def over_all(self) -> dict[str | None, dict[str, Correlation]]:
@@ -195,7 +200,7 @@ class Predictors:
 
     def table(self) -> pd.DataFrame:
         """A row a measure: its correlation with success over all networks, partial ones, and over parts of them."""
-        columns = {GIVEN.get(given, "all"): found for given, found in self.over_all.items()}
+        columns = {"all": self.over_all[None]} | {label: self.over_all[given] for given, label in GIVEN.items()}
         columns |= {way: _each(frame) for way, frame in self.ways.items()}
         frame = pd.DataFrame({name: {m: str(c) for m, c in of.items()} for name, of in columns.items()})
         frame.insert(0, "networks (runs)", {m: f"{c.networks} ({c.runs})" for m, c in columns["all"].items()})
@@ -206,6 +211,12 @@ class Predictors:
         found = self.over_all[None]
         known = [m for m in among if np.isfinite(found[m].value)]
         return sorted(known, key=lambda m: -abs(found[m].value))
+
+    def over(self, way: str | None = None) -> str:
+        """What a correlation is, and over how many networks; `way`: over which part of them."""
+        frame = self.frame if way is None else self.ways[way]
+        runs = words.count(frame["run"].nunique(), "run")
+        return f"rank correlation over {words.count(len(frame), 'network')} of {runs}{f', {way}' if way else ''}"
 
     def said(self, measure: str, given: str | None = None) -> str:
         """A measure with its correlation."""

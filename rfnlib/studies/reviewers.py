@@ -13,7 +13,7 @@ from types import ModuleType
 import pandas as pd
 
 from rfnlib import words
-from rfnlib.intervals import Estimate, over_seeds
+from rfnlib.intervals import over_seeds
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.studies import (
     better_surrogate,
@@ -140,21 +140,19 @@ def _sharper_yet_better(lab: Lab) -> str:
     both = [rho for rho in found.success if rho in found.sharpness]
     if len(both) < 3:
         raise MissingRecord("sharpness by ρ is not recorded")
+    seeds = words.count(min(found.sharpness[rho].seeds for rho in both), "seed")
     said = [f"{rho:g}: λ₁ {words.level(found.sharpness[rho].level())}, success "
             f"{words.percent(found.success[rho].at().value)}" for rho in both]  # fmt: skip
-    return f"By ρ (0 is SGD): {'; '.join(said)}."
+    return f"By ρ (0 is SGD to its end), on {seeds}: {'; '.join(said)}."
 
 
 def _length(lab: Lab) -> str:
     curves, said = rivals.measure(lab).rivalry.curves, []
-    for name in (rivals.STOPPED, "SGD", "SAM", "RFN"):
-        longer = over_seeds(complete(curves, name).l2[:, -1] - curves["SGD"].l2[:, -1])
-        said.append(f"{name} {curves[name].mean('l2'):.3f}" + _range(longer) * (name != "SGD"))
-    return f"Mean l2 length of the perturbations, in brackets less SGD's at 95 %: {'; '.join(said)}."
-
-
-def _range(e: Estimate) -> str:
-    return f" ({words.signed(e.low, 3)} to {words.signed(e.high, 3)})" if e.seeds > 1 else ""
+    for name in (rivals.STOPPED, "SAM", "RFN"):
+        more = over_seeds(complete(curves, name).l2[:, -1] - curves["SGD"].l2[:, -1])
+        between = f"{words.signed(more.low, 3)} to {words.signed(more.high, 3)}" if more.seeds > 1 else "one seed"
+        said.append(f"{name} {words.signed(more.value, 3)} ({between})")
+    return f"Mean l2 length of SGD's perturbations: {curves['SGD'].mean('l2'):.3f}. More than that: {'; '.join(said)}."
 
 
 def _equal_compute(lab: Lab) -> str:

@@ -244,10 +244,13 @@ class StateOfTheArt:
         answer = self.verdict(claim).answer
         if claim == "C7":
             rival, (other,) = self.rivalry.rival, {*pilots.RIVALS} - {self.rivalry.rival}
-            said = words.against(self.rivalry.against(rival))
-            told = f"{answer}: success of RFN is {said} that of {rival}, the better of the two on pilots."
+            over = self.rivalry.against(rival)
+            said = f"{words.against(over)} that of {rival}, the better of the two on pilots"
+            told = f"{answer}: success of RFN is {said}."
             if other in self.rivalry.curves:
-                told += f" It is {words.against(self.rivalry.against(other))} that of {other}."
+                less = self.rivalry.against(other)
+                told += f" It is {words.against(less)} that of {other}"
+                told += ", the better one on judged seeds." if less.value < over.value else "."
             return told
         techniques = self.grid.techniques
         over_sgd = sum(self.grid.over_sgd(t).value > 0 for t in techniques)
@@ -255,8 +258,8 @@ class StateOfTheArt:
         said = words.against(self.grid.added())
         return (
             f"{answer}: on average over {words.count(len(techniques), 'technique')}, a technique on RFN is "
-            f"{said} the better of the same technique on SGD and RFN alone. "
-            f"{over_sgd} of the {len(techniques)} succeed more on RFN than on SGD, {over_alone} more than RFN alone."
+            f"{said} the better of two: the same technique on SGD, and RFN without it. "
+            f"{over_sgd} of the {len(techniques)} succeed more on RFN than on SGD, {over_alone} more than RFN without."
         )
 
     def sensitivity(self) -> pd.DataFrame:

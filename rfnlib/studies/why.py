@@ -164,11 +164,11 @@ class Why:
             KeyError: this study does not answer it.
         """
         answers: dict[str, Callable[[], str]] = {
-            "x4": lambda: f"success and λ₁, {self.partial('top')}",
-            "x6": lambda: f"across methods, at the end of training: {self._across('top')}",
+            "x4": lambda: f"{self.predictors.over()}, success with λ₁: {self.partial('top')}",
+            "x6": lambda: f"{self.predictors.over(predictors.ENDS)}, success with {self._across('top')}",
             "x8": lambda: self._against_noise(),
             "x10": lambda: self._coloured(),
-            "x13": lambda: f"success by measure, over all networks: {self._every()}",
+            "x13": lambda: f"{self.predictors.over()}, success with {self._every()}",
             "x14": lambda: self._chain(),
             "x15": lambda: self.journeys.headline(),
             "x19": lambda: (
@@ -192,7 +192,7 @@ class Why:
         return ", ".join(found)
 
     def _across(self, measure: str) -> str:
-        frame = self.predictors.ways["at the end of training"]
+        frame = self.predictors.ways[predictors.ENDS]
         return f"{predictors.MEASURES[measure]} {predictors.correlation(frame, measure)}"
 
     def _every(self) -> str:
