@@ -25,6 +25,7 @@ from rfnlib.intervals import Estimate
 
 WIDTH = 8.0  # inches: a page's column, at 110 pixels an inch
 PIXELS_PER_INCH = 110  # as shown; files hold twice as many
+ROOM = {12: "white-space: nowrap", 60: "min-width: 6em", 100: "min-width: 9em"}  # by the length of a cell's text
 STYLE = {
     **sns.axes_style("ticks"),
     "font.family": "DejaVu Sans",
@@ -148,14 +149,24 @@ def _display(png: bytes, figure: Figure, alt: str) -> None:
 
 
 def table(frame: pd.DataFrame) -> None:
-    """Display a table of words, whole: no cell is cut short, text begins at the left, and lines may break."""
+    """Display a table of words, whole: no cell is cut short, text begins at the left, and lines break where they may.
+
+    Cells with an interval or a sentence are given the room for it, and those with a word no more than that.
+    """
     if frame.empty:
         display({"text/plain": "not recorded yet"}, raw=True)
         return
     named = frame.rename_axis(columns=frame.index.name).rename_axis(index=None)  # one row of headings
     with pd.option_context("display.max_colwidth", None, "display.width", 200):
-        html = re.sub("<(t[dh])>", r'<\1 style="text-align: left">', named.to_html(border=0, justify="left"))
+        html = re.sub("<(t[dh])>([^<]*)", _cell, named.to_html(border=0, justify="left"))
         display({"text/html": html, "text/plain": named.to_string()}, raw=True)
+
+
+def _cell(of: re.Match[str]) -> str:
+    kind, text = of.groups()
+    room = next((how for most, how in ROOM.items() if len(text) <= most), "min-width: 16em")
+    free = kind == "th" and len(text) > min(ROOM)  # a long heading is as wide as its column
+    return f'<{kind} style="text-align: left{"" if free else f"; {room}"}">{text}'
 
 
 @contextmanager
@@ -187,9 +198,13 @@ def curve(
 
 
 def whisker(axis: Axes, at: Estimate, y: float, colour: Any, marker: str = "o", factor: float = 100) -> None:
-    """A marker at the value of `at`, times `factor`, in row `y`, with a horizontal bar over its interval."""
+    """A marker at the value of `at`, times `factor`, in row `y`, with a horizontal bar over its interval.
+
+    Of two seeds there is none, as in `curve`.
+    """
     # Near 0 and 1 the middle of an interval lies inside of the value, which may then be beyond its end.
-    error = [[factor * max(at.value - at.low, 0)], [factor * max(at.high - at.value, 0)]]
+    below, above = factor * max(at.value - at.low, 0), factor * max(at.high - at.value, 0)
+    error = None if at.seeds == 2 else [[below], [above]]
     axis.errorbar(factor * at.value, y, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2.5, linewidth=1.2)
 
 

@@ -25,18 +25,19 @@ SHIFTS = (-0.22, 0.0, 0.22)
 def gains(found: ThreatModel, margin: float) -> Figure:
     """The headline: what RFN gains over SGD stopped early in every setting, a panel a question.
 
-    Grey: the setting of notebook 04, with the same seeds. Bold: the mean that is judged. Bars are 95 % intervals over
-    images and seeds; within the grey band, ± `margin` (in [0, 1]), a difference is too small to matter.
+    Grey: the setting of notebook 04, with the same seeds. Bold: what is judged, where it is a mean that mean. Bars are
+    95 % intervals over images and seeds; within the grey band, ± `margin` (in [0, 1]), a difference is too small to
+    matter.
     """
     panels = {claim: list(_differences(found, claim)) for claim in TITLES}
     with style.styled():
         figure, axes = _panels({claim: len(rows) for claim, rows in panels.items()})
         for axis, rows in zip(axes, panels.values(), strict=True):
             style.band(axis, margin)
-            for y, (name, difference) in enumerate(rows):
+            for y, (name, difference, judged) in enumerate(rows):
                 colour, marker = style.kind("others" if name == found.usual else "RFN")
-                style.whisker(axis, interval(difference), y, colour, "D" if name == MEAN else marker)
-            _rows(axis, [name for name, _ in rows])
+                style.whisker(axis, interval(difference), y, colour, "D" if judged else marker)
+            _rows(axis, [name for name, *_ in rows], bold=next((y for y, row in enumerate(rows) if row[2]), None))
         axes[-1].set_xlabel("gain in success of RFN over SGD stopped early, points")
     return figure
 
@@ -62,16 +63,18 @@ def levels(found: ThreatModel) -> Figure:
     return figure
 
 
-def _differences(found: ThreatModel, claim: str) -> Iterator[tuple[str, Influence]]:
-    """The rows of a question: the usual setting, those that are judged, and their mean; those that are complete."""
+def _differences(found: ThreatModel, claim: str) -> Iterator[tuple[str, Influence, bool]]:
+    """The rows of a question and which is judged: the usual setting, those of the primary difference, their mean."""
     try:
-        yield found.usual, found.gain(claim, found.usual)
+        yield found.usual, found.gain(claim, found.usual), False
     except MissingRecord:
         pass
     try:
-        for name, way in found.ways(claim).items():
-            yield name, found.gain(claim, **way)
-        yield MEAN, found.primary(claim)
+        ways = found.ways(claim)
+        for name, way in ways.items():
+            yield name, found.gain(claim, **way), len(ways) == 1
+        if len(ways) > 1:
+            yield MEAN, found.primary(claim), True
     except MissingRecord:
         return
 
@@ -100,8 +103,8 @@ def _panels(rows: dict[str, float]) -> tuple[Figure, list[Axes]]:
     return figure, list(axes)
 
 
-def _rows(axis: Axes, names: list[str]) -> None:
-    """Rows from above, with their names; what is judged in bold. Without any, it says so."""
-    style.rows(axis, names, bold=names.index(MEAN) if MEAN in names else None)
+def _rows(axis: Axes, names: list[str], bold: int | None = None) -> None:
+    """Rows from above, with their names; one of them in bold. Without any, it says so."""
+    style.rows(axis, names, bold=bold)
     if not names:
         style.vacant(axis)

@@ -7,12 +7,13 @@ is stopped early, ρ and e* chosen once, on pilots with the scale's own images, 
 
 is judged three times, each time the mean over the test targets, paired by seed and image:
 
-- Q4: the mean of d over what the attacker trains on, none of it an image that a target was trained on;
+- Q4: d for an attacker who trains on as many other images, none of which a target was trained on;
 - Q5: d on targets that were trained otherwise, the mean of these;
 - Q6: the mean of d over attacks that differ from BIM in the start, the direction, the loss or the norm.
 
-Beside them stand SGD at its end; attacks that are flat in the input (RAP, PGN); a targeted one, where a hit is a target
-that says the wanted class; and input diversity on flat surrogates. They have no verdict.
+Beside them stand SGD at its end; attackers with half of these images, without augmentation, or with wrong labels;
+attacks that are flat in the input (RAP, PGN); a targeted one, where a hit is a target that says the wanted class; and
+input diversity on flat surrogates. They have no verdict.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CLAIMS = claims.by_id(
     Claim(
         "Q4",
         "RFN beats early stopping also for an attacker without the targets' images",
-        ("RFN − early stopping, mean over the attacker's training sets",),
+        ("RFN − early stopping, both trained on other images than the targets",),
         margin=0.03,
         answer="without the targets' images RFN {beats|loses to|does as well as} SGD stopped early",
         follows=(
@@ -114,9 +115,9 @@ def left(scale: Scale) -> int:
 def own_images(scale: Scale) -> dict[str, dict[str, Any]]:
     """What the attacker trains on, by name: fields of `TrainSpec`.
 
-    First as many images as the targets have (or what is left) and none of theirs, then half of these, then those
-    without augmentation, and with some labels wrong. Where the targets take all images that there are, the last two are
-    of these, and Q4 cannot be tested.
+    First as many images as the targets have (or what is left) and none of theirs, which is judged, then half of these,
+    then those without augmentation, and with some labels wrong. Where the targets take all images that there are, the
+    last two are of these, and Q4 cannot be tested.
     """
     n, most = scale.n_train, left(scale)
     other: dict[str, dict[str, Any]] = {}
@@ -159,12 +160,14 @@ def further(scale: Scale) -> dict[str, IterativeAttack]:
 def settings(scale: Scale, claim: str) -> dict[str, Setting]:
     """The settings of a question by name; the first is that of notebook 04, which the others are compared with."""
     beside = {name: Setting(Transfer(a), judged=False, few=True) for name, a in further(scale).items()}
+    judged, *others = own_images(scale).items()
     of = {
-        "Q4": {name: Setting(scale.transfer, how, few=True) for name, how in own_images(scale).items()},
+        "Q4": {judged[0]: Setting(scale.transfer, judged[1])}
+        | {name: Setting(scale.transfer, how, judged=False, few=True) for name, how in others},
         "Q5": {VARIED: Setting(Transfer(scale.attack, VARIED))},
         "Q6": {name: Setting(Transfer(a)) for name, a in attacks(scale).items()} | beside,
     }
-    return {USUAL: Setting(scale.transfer, judged=False, few=claim == "Q4"), **of[claim]}
+    return {USUAL: Setting(scale.transfer, judged=False), **of[claim]}
 
 
 # --- arms -----------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ class ThreatModel:
         return average([self.gain(claim, name, **how) for name in self.judged(claim)])
 
     def ways(self, claim: str) -> dict[str, dict[str, Any]]:
-        """What the mean is over, by name: settings, or for Q5 the targets of the only one."""
+        """What the primary difference is the mean of, by name: settings, or for Q5 the targets of the only one."""
         if claim != "Q5":
             return {name: {"setting": name} for name in self.judged(claim)}
         targets = self.of(claim, VARIED, FLAT).targets
@@ -308,13 +311,13 @@ class ThreatModel:
 
     def headline(self, claim: str) -> str:
         """What was found, in one sentence."""
-        over = {"Q4": "training set", "Q5": "target", "Q6": "attack"}[claim]
-        said = words.against(self.primary(claim))
+        over, said = {"Q5": "target", "Q6": "attack"}, words.against(self.primary(claim))
         usual = f", and {USUAL} it is {words.against(self.gain(claim, USUAL))}" if self.has(claim, USUAL) else ""
-        return (
-            f"{self.verdict(claim).answer}: on average over {words.count(len(self.ways(claim)), over)}, success of RFN "
-            f"is {said} that of SGD stopped early{usual} ({self.signs(claim)})."
-        )
+        told = f"success of RFN is {said} that of SGD stopped early{usual}"
+        if claim in over:
+            mean = words.count(len(self.ways(claim)), over[claim])
+            told = f"on average over {mean}, {told} ({self.signs(claim)})"
+        return f"{self.verdict(claim).answer}: {told}."
 
     def answer(self, x: str) -> str:
         """What is found on a reviewer's point, such as "x16", in one line.
@@ -394,8 +397,14 @@ def _flat_inputs(found: ThreatModel) -> str:
     return f"{'; '.join(said)}."
 
 
-def _settings(claim: str, found: ThreatModel) -> str:
-    return f"RFN over SGD stopped early: {words.points(found.primary(claim))} points; {found.signs(claim)}."
+def _own_images(found: ThreatModel) -> str:
+    trained = [name for name in own_images(found.lab.scale) if found.has("Q4", name) or name in found.judged("Q4")]
+    said = [f"{name} {words.points(found.gain('Q4', name))}" for name in trained]
+    return f"RFN over SGD stopped early, in points, by what both train on: {'; '.join(said)}."
+
+
+def _attacks(found: ThreatModel) -> str:
+    return f"RFN over SGD stopped early: {words.points(found.primary('Q6'))} points; {found.signs('Q6')}."
 
 
 def _slow_targets(found: ThreatModel) -> str:
@@ -428,8 +437,8 @@ def _feature_gap(found: ThreatModel) -> str:
 ANSWERS: dict[str, Callable[[ThreatModel], str]] = {
     "x5": _robust_targets,
     "x9": _flat_inputs,
-    "x16": partial(_settings, "Q4"),
-    "x17": partial(_settings, "Q6"),
+    "x16": _own_images,
+    "x17": _attacks,
     "x18": _feature_gap,
     "x26": _diversity,
     "x27": _slow_targets,
