@@ -19,20 +19,23 @@ MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end 
 
 
 def claims_table() -> str:
-    """The claims as a Markdown table: the paper's number, and at each scale what was found and the verdict."""
+    """The claims as a Markdown table: the paper's number, and at each scale the verdict and what was found."""
     verdicts = {scale.name: studies.verdicts(Lab(scale, "replay")) for scale in studies.judging()}
+    judged = [name for name, of in verdicts.items() if of]
+    at = f" at `{judged[0]}` scale" if len(judged) == 1 else ""
     left, rows = _hours_left(), {}
     for name, claim in studies.every_claim().items():
-        found = {scale: of[name] for scale, of in verdicts.items() if name in of}
-        said = [f"{scale}: {headline}" for scale, (_, headline) in found.items()]
-        word = [f"{scale}: **{verdict.word}**{_beside(verdict)}" for scale, (verdict, _) in found.items()]
+        found = {scale: verdicts[scale][name] for scale in judged if name in verdicts[scale]}
+        where = {scale: "" if at else f"{scale}: " for scale in found}
+        word = [f"{where[scale]}**{verdict.word}**{_beside(verdict)}" for scale, (verdict, _) in found.items()]
+        said = [f"{where[scale]}{headline}" for scale, (_, headline) in found.items()]
         notebook = studies.of(name).NOTEBOOK
         rows[name] = {
             "claim": claim.sentence,
             "notebook": f"[{notebook[:2]}](notebooks/{notebook}.ipynb)",
             "paper": claim.paper,
-            "found": "<br>".join(said) or left.get(name, "not computed yet"),
             "verdict": "<br>".join(word) or "–",
+            f"found{at}": "<br>".join(said) or left.get(name, "not computed yet"),
         }
     return markdown(pd.DataFrame(rows).T.rename_axis(""))
 
