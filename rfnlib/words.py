@@ -93,7 +93,7 @@ def against(difference: Influence | Estimate) -> str:
     sign = -100 if below else 100
     low, high = sorted((sign * difference.low, sign * difference.high))
     bounds = f"{low:.1f} to {high:.1f}".replace("-", "−")
-    return f"{sign * difference.value:.1f} points ({bounds}) {'below' if below else 'above'}"
+    return f"{sign * difference.value:.1f} points ({bounds}{_few(difference)}) {'below' if below else 'above'}"
 
 
 def level(log: Estimate | None) -> str:
@@ -128,7 +128,7 @@ def lower(log: Estimate | None) -> str:
         return MISSING
     way, sign = ("lower", 1) if log.value >= 0 else ("higher", -1)
     low, high = sorted((sign * log.low, sign * log.high))
-    bounds = f"({_times(low)} to {_times(high)})" if isfinite(high - low) else ONE_SEED
+    bounds = f"({_times(low)} to {_times(high)}{_few(log)})" if isfinite(high - low) else ONE_SEED
     return f"{way} by the factor {_times(sign * log.value)} {bounds}"
 
 
@@ -269,7 +269,12 @@ def _estimate(of: Influence | Estimate) -> Estimate:
 
 
 def _bounds(e: Estimate, shown: Any) -> str:
-    return f"({shown(e.low)} to {shown(e.high)})" if isfinite(e.high - e.low) else ONE_SEED
+    return f"({shown(e.low)} to {shown(e.high)}{_few(e)})" if isfinite(e.high - e.low) else ONE_SEED
+
+
+def _few(e: Estimate) -> str:
+    """Two seeds are named, whose interval is twelve standard errors wide: it is they that make it so."""
+    return "; 2 seeds" if e.seeds == 2 else ""
 
 
 def _times(log: float) -> str:

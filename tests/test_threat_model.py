@@ -22,7 +22,7 @@ from rfnlib.plots import threat_model as figures
 from rfnlib.probes import Clean, Transfer
 from rfnlib.scale import Arch
 from rfnlib.specs import Adversary
-from rfnlib.studies import threat_model
+from rfnlib.studies import features, threat_model
 from rfnlib.studies.threat_model import CLAIMS, EARLY, END, FLAT, USUAL
 from rfnlib.transforms import Diversity, GradientNorm, Reverse
 
@@ -255,7 +255,7 @@ def test_another_point_is_refused_and_a_missing_one_says_so():
 def test_the_gap_between_features_is_that_of_their_curves_at_each_radius():
     at = {"D_R": lambda e: 0.30 if e == 11 else 0.25, "D_NR": lambda e: 0.20 if e == 11 else 0.19}
     lab = ThreatLab(JUDGED, lambda name, e: at[name](e) if name in at else peaked(name, e))
-    table = threat_model.feature_gap(lab)
+    table = features.gap_by_eps(lab)
     assert list(table.index) == ["ε 20/255", "ε 40/255"]
     assert table["D_R − D_NR, both stopped early"].str.startswith("+10.0").all()
     assert table["D_R, stopped early − at its end"].str.startswith("+5.0").all()

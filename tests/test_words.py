@@ -30,7 +30,7 @@ def test_an_estimate_of_one_seed_claims_no_interval(said):
 
 
 def test_low_bounds_below_zero_are_written_as_the_values_are():
-    assert words.percent(Estimate(0.05, 0.05, 0.02704, 1e6, 2)) == "5.0 % (−0.3 to 10.3)"
+    assert words.percent(Estimate(0.05, 0.05, 0.02704, 1e6, 3)) == "5.0 % (−0.3 to 10.3)"
 
 
 def test_every_denominator_has_a_name_that_fits_a_table():
@@ -49,3 +49,9 @@ def test_settings_are_told_without_python():
     technique = attacks.VMI() | attacks.DI() | attacks.TI()
     told = words.attack(technique)
     assert told.endswith("momentum 1, views Diversity, variance tuning Neighbours, smoothing Smoothing")
+
+
+@pytest.mark.parametrize("said", [words.percent, words.points, words.against, words.level, words.factor, words.lower])
+def test_an_interval_over_two_seeds_says_so(said):
+    two, three = (said(Estimate(0.05, 0.05, 0.02704, 1e6, n)) for n in (2, 3))
+    assert "; 2 seeds)" in two and two.replace("; 2 seeds)", ")") == three

@@ -203,7 +203,8 @@ def summary(lab: Lab, verdicts: Judged) -> str:
     estimates = [e for verdict in found.values() for e in verdict.estimates]
     if estimates:
         least = {what: min([n for e in estimates if (n := getattr(e, f"{what}s"))], default=0) for what in BASIS}
-        text.append(f"They rest on at least {words.listed([words.count(n, what) for what, n in least.items() if n])}.")
+        basis = words.listed([words.count(n, what) for what, n in least.items() if n])
+        text.append(f"The verdicts rest on at least {basis}.")
         text.append(_surviving(list(found.values())))
     try:
         gates = pilots.gates(lab)

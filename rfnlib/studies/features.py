@@ -251,8 +251,8 @@ class EarlyStopping:
         late = [name for name in shown if self.stops[name] == self.curves[name].end]
         none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""
         return (
-            f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said} "
-            f"(points of success).{none}{beside}"
+            f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said}, in "
+            f"points of success, of which {100 * CLAIMS[claim].margin:g} would matter.{none}{beside}"
         )
 
     def sensitivity(self) -> pd.DataFrame:
@@ -335,3 +335,21 @@ def step_table(lab: Lab) -> pd.DataFrame:
         for attack, label in (("none", "natural"), (WEAK, f"robust, {WEAK}")):
             rows.setdefault(steps, {})[f"{name}, {label}"] = words.percent(run.at(attack=attack))
     return pd.DataFrame(rows).T.fillna(words.MISSING).rename_axis("steps of inversion")
+
+
+def gap_by_eps(lab: Lab) -> pd.DataFrame:
+    """By ε: D_R less D_NR where each is stopped early, and what stopping early gains on each, the first seed alone.
+
+    At the epoch of the coarse grid that is nearest to the one chosen on pilots; intervals are over images.
+    """
+    runs = lab.curves(other_eps(lab))
+    rows = {}
+    for eps in sorted({eps for eps, _ in runs}):
+        of = {name: runs[eps, name] for name in ("D_R", "D_NR") if (eps, name) in runs}
+        if len(of) == 2:
+            at = {name: run.at(run.nearest(stopping_epoch(lab, name))) for name, run in of.items()}
+            rows[f"ε {words.length(eps)}"] = {
+                "D_R − D_NR, both stopped early": words.points(at["D_R"] - at["D_NR"]),
+                **{f"{name}, stopped early − at its end": words.points(at[name] - of[name].at()) for name in of},
+            }
+    return pd.DataFrame(rows).T.rename_axis("radius")

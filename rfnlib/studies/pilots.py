@@ -216,7 +216,7 @@ def plateau_of(epochs: Sequence[float], success: Sequence[float]) -> Gate:
         return Gate("plateau", False, f"attacked at epoch {epochs[0]:g} alone before the first judged decay")
     slope = float(np.polyfit(epochs, success, 1)[0])
     between = f"from epoch {epochs[0]:g} to {epochs[-1]:g}"
-    figure = f"{100 * slope:+.2f} points an epoch {between} (less than {100 * PLATEAU:g})"
+    figure = f"success {100 * slope:+.2f} points an epoch {between} (less than {100 * PLATEAU:g})"
     return Gate("plateau", abs(slope) < PLATEAU, figure)
 
 

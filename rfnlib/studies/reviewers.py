@@ -143,7 +143,7 @@ def _sharper_yet_better(lab: Lab) -> str:
     seeds = words.count(min(found.sharpness[rho].seeds for rho in both), "seed")
     said = [f"{rho:g}: λ₁ {words.level(found.sharpness[rho].level())}, success "
             f"{words.percent(found.success[rho].at().value)}" for rho in both]  # fmt: skip
-    return f"By ρ (0 is SGD to its end), on {seeds}: {'; '.join(said)}."
+    return f"By ρ (0 is SGD to its end), on the first {seeds}: {'; '.join(said)}."
 
 
 def _length(lab: Lab) -> str:

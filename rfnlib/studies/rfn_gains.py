@@ -261,8 +261,8 @@ class Gains:
         found, answer = words.points(self.primary(claim)), self.verdict(claim).answer
         if claim == "C6":
             return (
-                f"{answer}: each doubling of ρ up to {self.rho:g} changes it by {found} points, and natural accuracy "
-                f"by {words.points(self.accuracy_by_doubling())}."
+                f"{answer}: each doubling of ρ up to {self.rho:g}, the best one on pilots, changes it by {found} "
+                f"points, and natural accuracy, which is not judged, by {words.points(self.accuracy_by_doubling())}."
             )
         run, sgd = self.curves[RUNS[claim]], self.curves["SGD"]
         rho = getattr(run.spec.minimizer, "rho", 0.0)

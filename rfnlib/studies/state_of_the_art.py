@@ -43,7 +43,7 @@ CLAIMS = claims.by_id(
         ("RFN − the better of LGV and SAT",),
         margin=0.05,
         non_inferiority=True,
-        answer="RFN {keeps up with|falls behind} the better of LGV and SAT",
+        answer="RFN {keeps up with|falls behind} the one of LGV and SAT that pilots chose",
         follows=(
             "A flat surrogate needs neither collected weights nor an adversary to succeed as often, within the margin; "
             "what it costs stands in the table.",
@@ -56,12 +56,12 @@ CLAIMS = claims.by_id(
         "RFN adds to other transfer techniques",
         ("RFN + technique − the better of SGD + technique and RFN alone",),
         margin=0.03,
-        answer="techniques on RFN {give more than|give less than|give as much as} the better of the two alone",
+        answer="a technique on RFN {gives more than|gives less than|gives as much as} the better of its two parts",
         follows=(
-            "Combine them: a technique on RFN gives more than either gives alone.",
-            "Not every technique is worth adding: on average, one on RFN gives less than the better of the two alone. "
+            "Combine them: a technique on RFN gives more than the better of its two parts.",
+            "Not every technique is worth adding: on average, one on RFN gives less than the better of its two parts. "
             "The table of techniques tells which are.",
-            "Choose one: a technique on RFN gives no more, and no less, than the better of the two alone.",
+            "Choose one: a technique on RFN gives no more, and no less, than the better of its two parts.",
         ),
     ),
 )
@@ -245,21 +245,20 @@ class StateOfTheArt:
         if claim == "C7":
             rival, (other,) = self.rivalry.rival, {*pilots.RIVALS} - {self.rivalry.rival}
             over = self.rivalry.against(rival)
-            said = f"{words.against(over)} that of {rival}, the better of the two on pilots"
-            told = f"{answer}: success of RFN is {said}."
+            told = f"{answer}: success of RFN is {words.against(over)} that of {rival}."
             if other in self.rivalry.curves:
                 less = self.rivalry.against(other)
-                told += f" It is {words.against(less)} that of {other}"
-                told += ", the better one on judged seeds." if less.value < over.value else "."
+                better = ", the better one on judged seeds" if less.value < over.value else ""
+                told += f" It is {words.against(less)} that of {other}{better}, which is not judged."
             return told
         techniques = self.grid.techniques
         over_sgd = sum(self.grid.over_sgd(t).value > 0 for t in techniques)
         over_alone = sum(self.grid.over_alone(t).value > 0 for t in techniques)
         said = words.against(self.grid.added())
         return (
-            f"{answer}: on average over {words.count(len(techniques), 'technique')}, a technique on RFN is "
-            f"{said} the better of two: the same technique on SGD, and RFN without it. "
-            f"{over_sgd} of the {len(techniques)} succeed more on RFN than on SGD, {over_alone} more than RFN without."
+            f"{answer}: a technique on RFN is {said} the better of its two parts, that technique on SGD and RFN "
+            f"without it, a mean over {words.count(len(techniques), 'technique')}. By themselves {over_sgd} of "
+            f"{len(techniques)} succeed more on RFN than on SGD, and {over_alone} more than RFN without them."
         )
 
     def sensitivity(self) -> pd.DataFrame:

@@ -312,11 +312,11 @@ class ThreatModel:
     def headline(self, claim: str) -> str:
         """What was found, in one sentence."""
         over, said = {"Q5": "target", "Q6": "attack"}, words.against(self.primary(claim))
-        usual = f", and {USUAL} it is {words.against(self.gain(claim, USUAL))}" if self.has(claim, USUAL) else ""
+        usual = f"; {USUAL}, {words.against(self.gain(claim, USUAL))}" if self.has(claim, USUAL) else ""
         told = f"success of RFN is {said} that of SGD stopped early{usual}"
         if claim in over:
             mean = words.count(len(self.ways(claim)), over[claim])
-            told = f"on average over {mean}, {told} ({self.signs(claim)})"
+            told = f"on average over {mean}, {told}; {self.signs(claim)}"
         return f"{self.verdict(claim).answer}: {told}."
 
     def answer(self, x: str) -> str:
@@ -426,7 +426,7 @@ def _diversity(found: ThreatModel) -> str:
 
 
 def _feature_gap(found: ThreatModel) -> str:
-    table = feature_gap(found.lab)
+    table = features.gap_by_eps(found.lab)
     if table.empty:
         raise MissingRecord("surrogates on D_R and D_NR by ε are not complete; compute them with "
                             "`python -m rfnlib run` at this scale.")  # fmt: skip
@@ -491,21 +491,3 @@ def varied_accuracy(lab: Lab) -> dict[str, float]:
     targets = {t.name: lab.scale.target(t) for t in lab.scale.targets_of(VARIED)}
     found = lab.curves({name: Arm(name, [s], At(Clean(), (s.epochs,))) for name, s in targets.items()})
     return {name: accuracy for name, (accuracy,) in found.items()}
-
-
-def feature_gap(lab: Lab) -> pd.DataFrame:
-    """By ε: D_R less D_NR where each is stopped early, and what stopping early gains on each, the first seed alone.
-
-    At the epoch of notebook 01's coarse grid that is nearest to the one chosen on pilots; intervals are over images.
-    """
-    runs = lab.curves(features.other_eps(lab))
-    rows = {}
-    for eps in sorted({eps for eps, _ in runs}):
-        of = {name: runs[eps, name] for name in ("D_R", "D_NR") if (eps, name) in runs}
-        if len(of) == 2:
-            at = {name: run.at(run.nearest(features.stopping_epoch(lab, name))) for name, run in of.items()}
-            rows[f"ε {words.length(eps)}"] = {
-                "D_R − D_NR, both stopped early": words.points(at["D_R"] - at["D_NR"]),
-                **{f"{name}, stopped early − at its end": words.points(at[name] - of[name].at()) for name in of},
-            }
-    return pd.DataFrame(rows).T.rename_axis("radius")
