@@ -36,7 +36,7 @@ from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm, At, Measurement, by_seed
 from rfnlib.probes import Clean, Transfer
 from rfnlib.scale import VARIED, Scale
-from rfnlib.studies import counting, features, pilots
+from rfnlib.studies import counting, features, pilots, state_of_the_art
 from rfnlib.studies.interventions import complete
 from rfnlib.transforms import GradientNorm
 
@@ -382,10 +382,10 @@ class ThreatModel:
 
 
 def _robust_targets(found: ThreatModel) -> str:
-    robust = [i for i, t in enumerate(found.lab.scale.targets_of(VARIED)) if t.adversary]
-    flat, early = (words.percent(found.of("Q5", VARIED, s).at(targets=robust)) for s in (FLAT, EARLY))
-    gain = words.points(found.gain("Q5", VARIED, targets=robust))
-    return f"Adversarially trained targets are fooled by RFN on {flat}, by SGD stopped early on {early}: {gain} points."
+    robust = state_of_the_art.measure(found.lab).rivalry.robust
+    flat, early = (complete(robust, name, f"{name}, robust targets").at() for name in (FLAT, EARLY))
+    said = f"by RFN on {words.percent(flat)}, by SGD stopped early on {words.percent(early)}"
+    return f"Adversarially trained targets are fooled {said}: {words.points(flat - early)} points."
 
 
 def _flat_inputs(found: ThreatModel) -> str:
