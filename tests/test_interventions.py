@@ -111,6 +111,8 @@ def test_directions_say_which_measures_moved_for_certain():
     agreement = found.agreement()
     assert list(agreement.loc["λ₁"]) == ["3", "1", "0", "0"] and agreement.loc["gradient similarity"].iloc[2] == "4"
     assert "Success moved for certain in 4 arms of 5" in found.sentence()
+    still = interventions.measure(Known(SCALE, lambda name, e: 0.2, seed_sd=0.003))
+    assert still.sentence() == "Success moved for certain in none of 5 arms."
 
 
 def test_the_way_tells_what_moves_first():

@@ -199,7 +199,7 @@ def planes(found: Sequence[Landscape]) -> Figure:
     of its own success, where that is recorded, for it may lie off the plane.
     """
     with style.styled():
-        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.75 * style.WIDTH / len(found) + 0.8),
+        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.75 * style.WIDTH / len(found) + 1.4),
                                     squeeze=False)  # fmt: skip
         own = [s.success for plane in found for s in plane.spots if s.success is not None]
         top = 100 * max([np.nanmax(plane.success) for plane in found] + own)

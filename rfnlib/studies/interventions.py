@@ -309,10 +309,12 @@ class Interventions:
         """Which measures moved with success and which did not, in words."""
         if self.ends.success and min(run.seeds for run in self.ends.success.values()) < 2:
             return "With one seed no measure is known to move."
+        arms_moved = sum(sign(interval(self.ends.gain(n))) != 0 for n in self.ends.success if n != SAME)
+        if not arms_moved:
+            return f"Success moved for certain in none of {len(self.ends.success) - 1} arms."
         table = self.agreement()
         score = {label: int(row.iloc[0]) - sum(map(int, row.iloc[1:])) for label, row in table.iterrows()}
         best = [label for label, value in score.items() if value == max(score.values())]
-        arms_moved = sum(sign(interval(self.ends.gain(n))) != 0 for n in self.ends.success if n != SAME)
         return (
             f"Success moved for certain in {words.count(arms_moved, 'arm')} of {len(self.ends.success) - 1}; "
             f"most often in step with it: {words.listed(best)} "
