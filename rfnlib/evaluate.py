@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -223,8 +224,9 @@ def given(what: str) -> tuple[str, nn.Module]:
         return what.partition("/")[2].replace(".", "_"), zoo.load(what)
     file = Path(path)
     require(file.suffix == ".py" and file.is_file(), f"{path!r} is no Python file; give FILE.py:NAME.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"given_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[module.__name__] = module  # where dataclasses look for the names in their annotations
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     known = _public(vars(module))
     require(name in known, f"{path} has no {name!r}; it has {', '.join(known) or 'nothing'}.")

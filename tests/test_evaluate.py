@@ -206,3 +206,12 @@ def test_the_command_takes_a_file_or_a_released_network(lab, tmp_path, capsys):
     }.items():
         assert cli.main(["evaluate", what, "--scale", "small"]) == cli.REFUSED
         assert sentence in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
+def test_a_module_of_ones_own_may_have_dataclasses(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n\n\n"
+        "@dataclass\nclass Size:\n    width: int = 3\n\n\nmodel = nn.Linear(Size().width, 2)\n"
+    )
+    name, model = evaluate.given(f"{tmp_path / 'mine.py'}:model")
+    assert (name, model.in_features) == ("mine", 3)
