@@ -17,11 +17,7 @@ Body = tuple[list[nn.Module], int]
 
 
 class Normalize(nn.Module):
-    """`(x - mean) / std` a channel, for images (B, C, H, W) in [0, 1]; not trainable.
-
-    Raises:
-        ValueError: grey images for a network that takes colour, which would else be taken for grey ones in colour.
-    """
+    """`(x - mean) / std` a channel, for images (B, C, H, W) in [0, 1]; not trainable."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -29,9 +25,6 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-3] == 1 < (n := len(self.mean)):
-            raise ValueError(f"images have 1 channel, the network takes {n}; if grey is meant, give "
-                             f"images.expand(-1, {n}, -1, -1).")  # fmt: skip
         return (x - self.mean) / self.std
 
 

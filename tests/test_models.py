@@ -266,14 +266,6 @@ def test_normalisation_is_the_first_layer():
     assert {"normalize.mean", "normalize.std"} <= set(network.state_dict())
 
 
-def test_grey_images_are_not_taken_for_colour():
-    colour, grey = build("cnn", width=2, image_shape=(3, 8, 8)), torch.rand(2, 1, 8, 8)
-    with pytest.raises(ValueError, match=r"1 channel, the network takes 3; .* give images.expand\(-1, 3, -1, -1\)"):
-        colour(grey)
-    assert colour(grey.expand(-1, 3, -1, -1)).shape == (2, 10)
-    assert build("cnn", width=2, image_shape=(1, 8, 8))(grey).shape == (2, 10)
-
-
 def test_without_moments_images_pass_as_they_are():
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(small("cnn").normalize(images), images)
