@@ -134,7 +134,7 @@ def predictors(found: Predictors) -> Figure:
         left = axes["A"]
         left.axvline(0, color="0.5", linewidth=0.8)
         for shift, (given, (label, marker)) in zip((-0.22, 0, 0.22), SHOWN.items(), strict=True):
-            correlations = found.over_all[given or None]
+            correlations = {m: found.of(m, given or None) for m in known}
             colour = style.PALETTE[0] if not given else style.PALETTE[1] if given == "train_loss" else style.PALETTE[2]
             drawn = [(y, correlations[m]) for y, m in enumerate(known) if np.isfinite(correlations[m].value)]
             for i, (y, c) in enumerate(drawn):

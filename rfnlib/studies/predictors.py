@@ -169,8 +169,8 @@ def correlation(frame: pd.DataFrame, measure: str, given: str | None = None, dra
     return Correlation(value, float(low), float(high), len(known), len(parts))
 
 
-def _each(frame: pd.DataFrame, given: str | None = None) -> dict[str, Correlation]:
-    return {measure: correlation(frame, measure, given) for measure in MEASURES}
+def _counted(frame: pd.DataFrame) -> str:
+    return f"{words.count(len(frame), 'network')} of {words.count(frame['run'].nunique(), 'run')}"
 
 
 # --- what was found ---------------------------------------------------------------------------------------
@@ -194,33 +194,38 @@ class Predictors:
         return {ENDS: self.frame[ends], WAY: self.frame[~ends]}
 
     @cached_property
-    def over_all(self) -> dict[str | None, dict[str, Correlation]]:
-        """Over all networks, by what is given, None for nothing, and by measure."""
-        return {given: _each(self.frame, given) for given in (None, *GIVEN)}
+    def _known(self) -> dict[tuple[str, str | None], Correlation]:
+        return {}
+
+    def of(self, measure: str, given: str | None = None) -> Correlation:
+        """Of success with a measure over all networks; the bootstrap is made once."""
+        if (measure, given) not in self._known:
+            self._known[measure, given] = correlation(self.frame, measure, given)
+        return self._known[measure, given]
 
     def table(self) -> pd.DataFrame:
         """A row a measure: its correlation with success over all networks, partial ones, and over parts of them."""
-        columns = {"all": self.over_all[None]} | {label: self.over_all[given] for given, label in GIVEN.items()}
-        columns |= {way: _each(frame) for way, frame in self.ways.items()}
+        columns = {"all": {m: self.of(m) for m in MEASURES}}
+        columns |= {label: {m: self.of(m, given) for m in MEASURES} for given, label in GIVEN.items()}
+        columns |= {way: {m: correlation(frame, m) for m in MEASURES} for way, frame in self.ways.items()}
         frame = pd.DataFrame({name: {m: str(c) for m, c in of.items()} for name, of in columns.items()})
         frame.insert(0, "networks (runs)", {m: f"{c.networks} ({c.runs})" for m, c in columns["all"].items()})
         return frame.rename(index=MEASURES).rename_axis("measure")
 
     def ranked(self, among: Sequence[str] = tuple(MEASURES)) -> list[str]:
         """Measures by the size of their correlation, the largest first; those that have one."""
-        found = self.over_all[None]
+        found = {m: self.of(m) for m in among}
         known = [m for m in among if np.isfinite(found[m].value)]
         return sorted(known, key=lambda m: -abs(found[m].value))
 
     def over(self, way: str | None = None) -> str:
         """What a correlation is, and over how many networks; `way`: over which part of them."""
         frame = self.frame if way is None else self.ways[way]
-        runs = words.count(frame["run"].nunique(), "run")
-        return f"rank correlation over {words.count(len(frame), 'network')} of {runs}{f', {way}' if way else ''}"
+        return f"rank correlation over {_counted(frame)}{f', {way}' if way else ''}"
 
     def said(self, measure: str, given: str | None = None) -> str:
         """A measure with its correlation."""
-        return f"{MEASURES[measure]} {correlation(self.frame, measure, given)}"
+        return f"{MEASURES[measure]} {self.of(measure, given)}"
 
     def headline(self) -> str:
         """Which measure predicts transfer best here, and how λ₁ does, in words; over the networks that have them all.
@@ -238,10 +243,9 @@ class Predictors:
             )
         beside = "" if best[0] == "top" else f"; {of.said('top')}"
         partial = ", ".join(f"{of.said(best[0], g).removeprefix(MEASURES[best[0]] + ' ')} {GIVEN[g]}" for g in GIVEN)
-        over = f"{words.count(len(of.frame), 'network')} of {words.count(of.frame['run'].nunique(), 'run')}"
         return (
-            f"Over {over}, what goes with success most closely is {of.said(best[0])}, {partial}{beside}; beside them "
-            f"{of.said('train_loss')} and {of.said('accuracy')}."
+            f"Over {_counted(of.frame)}, what goes with success most closely is {of.said(best[0])}, {partial}{beside}; "
+            f"beside them {of.said('train_loss')} and {of.said('accuracy')}."
         )
 
 

@@ -186,9 +186,9 @@ class Why:
 
     def partial(self, measure: str) -> str:
         """A measure's correlation with success, and the partial ones, in words."""
-        found = [f"{predictors.correlation(self.predictors.frame, measure)} as it is"]
+        found = [f"{self.predictors.of(measure)} as it is"]
         for given, label in predictors.GIVEN.items():
-            found.append(f"{predictors.correlation(self.predictors.frame, measure, given)} {label}")
+            found.append(f"{self.predictors.of(measure, given)} {label}")
         return ", ".join(found)
 
     def _across(self, measure: str) -> str:
