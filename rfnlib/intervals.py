@@ -7,7 +7,7 @@ each seed and image contributes to a rate, so that differences stay paired; `int
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from math import inf, prod, sqrt
 
@@ -57,6 +57,16 @@ class Estimate:
         """The interval centre ± t·error at another level, t the quantile of Student's distribution."""
         half = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
         return max(self.centre - half, self.bounds[0]), min(self.centre + half, self.bounds[1])
+
+    def __neg__(self) -> Estimate:
+        """The same difference the other way round."""
+        low, high = self.bounds
+        return replace(self, value=-self.value, centre=-self.centre, bounds=(-high, -low))
+
+    @property
+    def telling(self) -> bool:
+        """Whether its interval tells something: over two seeds it is twelve standard errors wide."""
+        return self.seeds != 2
 
     def p_above(self, null: float = 0.0) -> float:
         """One-sided p-value against "at most `null`": the chance of a centre so high or higher if it were `null`.

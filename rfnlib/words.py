@@ -273,8 +273,8 @@ def _bounds(e: Estimate, shown: Any) -> str:
 
 
 def _few(e: Estimate) -> str:
-    """Two seeds are named, whose interval is twelve standard errors wide: it is they that make it so."""
-    return "; 2 seeds" if e.seeds == 2 else ""
+    """Seeds are named that make an interval tell nothing."""
+    return "" if e.telling else f"; {count(e.seeds, 'seed')}"
 
 
 def _times(log: float) -> str:

@@ -67,7 +67,7 @@ def test_both_runs_are_measured_at_the_same_fine_epochs_with_the_first_seeds():
 def test_what_it_is_called_follows_from_the_intervals(top, equal, said):
     of = found(top, equal)
     told = of.headline()
-    assert said in told and words.lower(of.drop(5.0)) in told and "would be higher by the factor 10" in told
+    assert said in told and words.lower(-of.effect(5.0)) in told and "would be higher by the factor 10" in told
 
 
 def test_what_an_interval_holds_is_not_said_to_be_decided():

@@ -335,3 +335,9 @@ def test_one_target_tells_nothing_of_how_targets_vary():
     for z in (np.zeros((3, 9)), np.zeros((3, 9, 1))):
         with pytest.raises(ValueError, match="targets as random need at least 2"):
             interval(Influence(0.5, z, np.ones(9, bool)), random_targets=True)
+
+
+def test_the_opposite_of_a_difference_has_its_interval_mirrored():
+    e = Estimate(0.1, 0.2, 0.3, 4.0, 5, images=6, targets=7, bounds=(-1.0, 0.5))
+    assert (-e).value == -e.value and ((-e).low, (-e).high) == (-e.high, -e.low)
+    assert (-e).p_above() == pytest.approx(e.p_below())

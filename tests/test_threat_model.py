@@ -30,7 +30,6 @@ JUDGED = replace(SCALE, seeds=(0, 1, 2, 3, 4))
 MARGIN = CLAIMS["Q4"].margin
 
 
-
 class ThreatLab(FakeLab):
     """A lab in which targets trained otherwise are five, and each has an accuracy."""
 

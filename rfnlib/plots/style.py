@@ -192,7 +192,7 @@ def curve(
     Of two seeds there is no band: their interval is twelve standard errors wide.
     """
     middle, low, high = (factor * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
-    known = np.isfinite(high - low) & np.array([r.seeds != 2 for r in rates])
+    known = np.isfinite(high - low) & np.array([r.telling for r in rates])
     axis.plot(epochs, middle, color=colour, marker=marker, **line)
     axis.fill_between(epochs, low, high, where=known, color=colour, alpha=0.18, linewidth=0)
 
@@ -204,7 +204,7 @@ def whisker(axis: Axes, at: Estimate, y: float, colour: Any, marker: str = "o", 
     """
     # Near 0 and 1 the middle of an interval lies inside of the value, which may then be beyond its end.
     below, above = factor * max(at.value - at.low, 0), factor * max(at.high - at.value, 0)
-    error = None if at.seeds == 2 else [[below], [above]]
+    error = [[below], [above]] if at.telling else None
     axis.errorbar(factor * at.value, y, xerr=error, fmt=marker, color=colour, markersize=5, capsize=2.5, linewidth=1.2)
 
 

@@ -84,10 +84,6 @@ class Edge:
         """How far the decay has moved it from where the constant run is."""
         return estimated(self.log(DECAY, after, measure) - self.log(CONSTANT, after, measure))
 
-    def drop(self, after: float, measure: str = "top") -> Estimate | None:
-        """The same the other way round."""
-        return estimated(self.log(CONSTANT, after, measure) - self.log(DECAY, after, measure))
-
     def share(self, name: str, after: float) -> Estimate | None:
         """log λ₁ less that of `limit`: what part of it λ₁ takes."""
         return estimated(self.log(name, after) - np.log(self.limit(name, after)))
@@ -114,8 +110,8 @@ class Edge:
         at = f"{words.count(last, 'epoch')} after the decay"
         if top is None or share is None:
             return f"{at[:1].upper()}{at[1:]} λ₁ is not defined for all seeds."
-        said = f"{at[:1].upper()}{at[1:]} λ₁ is {words.lower(self.drop(last))} than that of the run that did not decay"
-        beside = f"{words.lower(self.drop(last, 'matched'))} at equal loss" if equal else "not defined at equal loss"
+        said = f"{at[:1].upper()}{at[1:]} λ₁ is {words.lower(-top)} than that of the run that did not decay"
+        beside = f"{words.lower(-equal)} at equal loss" if equal else "not defined at equal loss"
         before = words.factor(self.share(DECAY, 0.0))
         return (
             f"{said}, and {beside}; at an equilibrium it would be higher by the factor 10. It is {words.factor(share)} "

@@ -160,10 +160,9 @@ def further(scale: Scale) -> dict[str, IterativeAttack]:
 def settings(scale: Scale, claim: str) -> dict[str, Setting]:
     """The settings of a question by name; the first is that of notebook 04, which the others are compared with."""
     beside = {name: Setting(Transfer(a), judged=False, few=True) for name, a in further(scale).items()}
-    judged, *others = own_images(scale).items()
+    own = enumerate(own_images(scale).items())
     of = {
-        "Q4": {judged[0]: Setting(scale.transfer, judged[1])}
-        | {name: Setting(scale.transfer, how, judged=False, few=True) for name, how in others},
+        "Q4": {name: Setting(scale.transfer, how, judged=i == 0, few=i > 0) for i, (name, how) in own},
         "Q5": {VARIED: Setting(Transfer(scale.attack, VARIED))},
         "Q6": {name: Setting(Transfer(a)) for name, a in attacks(scale).items()} | beside,
     }
