@@ -41,7 +41,7 @@ def fixed() -> dict[str, object]:
         "counted over": transfer.DEFAULT,
         "primaries": _judged(None),
         "questions": _judged(studies.BEYOND),
-        "searched": [better_surrogate.BUDGET, better_surrogate.JUDGED, better_surrogate.RIVALS],
+        "searched": [better_surrogate.BUDGET, better_surrogate.RIVALS],
         "gates": [pilots.PLATEAU, pilots.FIT, pilots.STILL, pilots.ENOUGH],
         "gates of": pilots.GATES,
         "minimizers": {s.name: {n: asdict(m) for n, m in pilots.minimizers(s).items()} for s in JUDGED},

@@ -32,7 +32,6 @@ from rfnlib.studies import pilots, state_of_the_art
 
 NOTEBOOK = "08_better_surrogate"
 RIVALS = ("RFN", "SAT", "LGV", "More Bayesian", "LGV from RFN", "More Bayesian from RFN")
-JUDGED = 3  # seeds, the first: a winner may cost as much as two runs of RFN
 BUDGET = 2.0  # times SGD's passes
 APART = 200  # between the seeds of an ensemble's members: none is a judged seed or a pilot
 CLAIMS = claims.by_id(
@@ -171,12 +170,11 @@ def winner(lab: Lab) -> str:
 
 def rivals(lab: Lab) -> dict[str, Arm]:
     """SGD, and whom the winner is judged against: those of claim C7, and two that go on from RFN in place of SGD."""
-    scale, seeds = lab.scale, lab.seeds[:JUDGED]
-    known = state_of_the_art.arms(lab)
+    scale, known = lab.scale, state_of_the_art.arms(lab)
     found = {}
     for name in ("SGD", *RIVALS):
         source = known[name.removesuffix(" from RFN")]
-        specs = [s for s in source.specs[: len(seeds)] if isinstance(s, TrainSpec)]
+        specs = [s for s in source.specs if isinstance(s, TrainSpec)]
         if name.endswith(" from RFN"):
             specs = [replace(s, start=pilots.sam(scale, pilots.chosen_rho(lab), s.seed)) for s in specs]
         found[name] = Arm(name, specs, *source.asked[:2])  # success on standard and on robust targets
@@ -184,13 +182,13 @@ def rivals(lab: Lab) -> dict[str, Arm]:
 
 
 def arms(lab: Lab) -> dict[str, Arm]:
-    """The winner, SGD and the rivals on the first judged seeds.
+    """The winner, SGD and the rivals on the judged seeds.
 
     Raises:
         MissingRecord: in replay, the search is not complete.
     """
-    best, seeds = winner(lab), lab.seeds[:JUDGED]
-    made = [candidates(lab, seed)[best] for seed in seeds]
+    best = winner(lab)
+    made = [candidates(lab, seed)[best] for seed in lab.seeds]
     asked = [At(probe, (made[0].epoch,), made[0].recipe) for probe in state_of_the_art.questions(lab.scale)[:2]]
     return by_name(Arm("winner", [c.spec for c in made], *asked)) | rivals(lab)
 

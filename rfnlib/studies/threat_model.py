@@ -159,7 +159,7 @@ def further(scale: Scale) -> dict[str, IterativeAttack]:
 
 def settings(scale: Scale, claim: str) -> dict[str, Setting]:
     """The settings of a question by name; the first is that of notebook 04, which the others are compared with."""
-    beside = {name: Setting(Transfer(a), judged=False, few=True) for name, a in further(scale).items()}
+    beside = {name: Setting(Transfer(a), judged=False) for name, a in further(scale).items()}
     own = enumerate(own_images(scale).items())
     of = {
         "Q4": {name: Setting(scale.transfer, how, judged=i == 0, few=i > 0) for i, (name, how) in own},
@@ -273,14 +273,12 @@ class ThreatModel:
         return counting.signs(partial(self.gain, claim), self.ways(claim))
 
     def diversity(self, surrogate: str) -> Influence:
-        """What input diversity adds to BIM on a surrogate, the first few seeds."""
-        added = self.of("Q6", "DI", surrogate)
-        return added.at() - self.of("Q6", USUAL, surrogate).first(added.seeds).at()
+        """What input diversity adds to BIM on a surrogate."""
+        return self.of("Q6", "DI", surrogate).at() - self.of("Q6", USUAL, surrogate).at()
 
     def flat_inputs(self, attack: str) -> Influence:
         """BIM on RFN, flat in the weights, less a `FLAT_INPUTS` attack on SGD stopped early, flat in the input."""
-        other = self.of("Q6", attack, EARLY)
-        return self.of("Q6", USUAL, FLAT).first(other.seeds).at() - other.at()
+        return self.of("Q6", USUAL, FLAT).at() - self.of("Q6", attack, EARLY).at()
 
     def harder(self, surrogate: str) -> dict[str, Influence]:
         """Success on each target trained otherwise less that on the first test target as the scale trains it.
