@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
@@ -20,24 +21,34 @@ MARKS = re.compile(r"(<!-- (?P<what>\w+): begin -->\n).*?(\n<!-- (?P=what): end 
 
 def claims_table() -> str:
     """The claims as a Markdown table: the paper's number, and at each scale the verdict and what was found."""
-    verdicts = {scale.name: studies.verdicts(Lab(scale, "replay")) for scale in studies.judging()}
+    return markdown(_judged("claim", studies.STUDIES, _hours_left(), paper=True))
+
+
+def questions_table() -> str:
+    """Likewise the questions that the paper leaves open."""
+    return markdown(_judged("question", studies.BEYOND))
+
+
+def _judged(called: str, group: list[ModuleType], left: Mapping[str, str] = {}, paper: bool = False) -> pd.DataFrame:
+    """A row a claim of a group; `left` tells by claim what its verdict waits for, `paper` shows the paper's number."""
+    verdicts = {scale.name: studies.verdicts(Lab(scale, "replay"), group) for scale in studies.judging()}
     judged = [name for name, of in verdicts.items() if of]
     at = f" at `{judged[0]}` scale" if len(judged) == 1 else ""
-    left, rows = _hours_left(), {}
-    for name, claim in studies.every_claim().items():
+    rows = {}
+    for name, claim in studies.every_claim(group).items():
         found = {scale: verdicts[scale][name] for scale in judged if name in verdicts[scale]}
         where = {scale: "" if at else f"{scale}: " for scale in found}
         word = [f"{where[scale]}**{verdict.word}**{_beside(verdict)}" for scale, (verdict, _) in found.items()]
         said = [f"{where[scale]}{headline}" for scale, (_, headline) in found.items()]
         notebook = studies.of(name).NOTEBOOK
         rows[name] = {
-            "claim": claim.sentence,
+            called: claim.sentence,
             "notebook": f"[{notebook[:2]}](notebooks/{notebook}.ipynb)",
-            "paper": claim.paper,
+            **({"paper": claim.paper} if paper else {}),
             "verdict": "<br>".join(word) or "–",
             f"found{at}": "<br>".join(said) or left.get(name, "not computed yet"),
         }
-    return markdown(pd.DataFrame(rows).T.rename_axis(""))
+    return pd.DataFrame(rows).T.rename_axis("")
 
 
 def _beside(verdict: Verdict) -> str:
@@ -75,7 +86,12 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-TABLES = {"badges": addresses.badges, "claims": claims_table, "gates": gates_table}
+TABLES = {
+    "badges": addresses.badges,
+    "claims": claims_table,
+    "gates": gates_table,
+    "questions": questions_table,
+}
 
 
 def filled(text: str, parts: Mapping[str, Callable[[], str]], name: str) -> str:

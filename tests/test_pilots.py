@@ -147,4 +147,7 @@ def test_runs_that_failed_are_named():
         row = {"iteration": spec.epochs, "train_loss": loss, "accuracy": right}
         lab.records[spec] = Record("transfer", spec, {}, "", 1, rows=[row])
     said = {low: "loss 0.1, natural accuracy 39.0%", burst: "loss None, natural accuracy 80.0%"}
-    assert pilots.excluded(lab) == [f"{spec.short_name}: {why}" for spec, why in said.items()]
+    named = "; ".join(f"{spec.short_name}: {why}" for spec, why in said.items())
+    assert pilots.excluded(lab) == f"Excluded by the plan: {named}."
+    lab.records.clear()
+    assert pilots.excluded(lab) == "No run was excluded."

@@ -36,6 +36,9 @@ def test_tables_say_what_is_not_computed_yet(tmp_path, monkeypatch):
     monkeypatch.setenv("RFN_RECORDS", str(tmp_path))
     table = readme.claims_table().splitlines()
     assert len(table) == 2 + len(studies.every_claim()) and all("not computed yet" in line for line in table[2:])
+    questions = readme.questions_table().splitlines()
+    assert len(questions) == 2 + len(studies.every_claim(studies.BEYOND)) and "paper" not in questions[0]
+    assert all("not computed yet" in line for line in questions[2:])
     gates = readme.gates_table()
     assert all(f"| `{s.name}` |" in gates for s in scales.SCALES.values() if len(s.seeds) > 1)
 
@@ -44,7 +47,7 @@ def test_a_readme_that_lost_a_mark_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     monkeypatch.setenv("RFN_RECORDS", str(tmp_path))
     (tmp_path / "README.md").write_text("<!-- claims: begin -->\nold\n<!-- claims: end -->\n")
-    with pytest.raises(ValueError, match="must hold the marks of badges, claims and gates"):
+    with pytest.raises(ValueError, match="must hold the marks of badges, claims, gates and questions"):
         readme.update()
     (tmp_path / "README.md").write_text(TEXT.replace("not computed yet", "done"))
     assert readme.update() and not readme.update(write=False)

@@ -213,8 +213,7 @@ def summary(lab: Lab, verdicts: Judged) -> str:
     failed = [gate.name for gate in gates if not gate.passed]
     but = f"; not passed: {'; '.join(failed)}" if failed else ""
     text.append(f"Of {words.count(len(gates), 'gate')} {len(gates) - len(failed)} are passed{but}.")
-    excluded = pilots.excluded(lab)
-    text.append(f"Excluded by the plan: {'; '.join(excluded)}." if excluded else "No run was excluded.")
+    text.append(pilots.excluded(lab))
     return " ".join(text)
 
 

@@ -306,8 +306,8 @@ def gates(lab: Lab, claim: str | None = None) -> list[Gate]:
     return [EVERY[name](lab) for name in (GATES[claim] if claim else EVERY)]
 
 
-def excluded(lab: Lab) -> list[str]:
-    """Which judged runs the plan excludes, in words: the loss is not finite, or accuracy is below half of the pilots'.
+def excluded(lab: Lab) -> str:
+    """Which judged runs the plan excludes, in a sentence: the loss is not finite, or accuracy below half the pilots'.
 
     Of all claims, as far as they are recorded; runs on built sets are exempt. `PREREGISTRATION.md` says what follows
     for a comparison. Nothing is left out here: so far nothing had to be.
@@ -320,7 +320,7 @@ def excluded(lab: Lab) -> list[str]:
         row = record.at(spec.epochs)
         if spec.seed in lab.seeds and row and (row["train_loss"] is None or row["accuracy"] < least):
             found.append(f"{spec.short_name}: loss {row['train_loss']}, natural accuracy {row['accuracy']:.1%}")
-    return sorted(set(found))
+    return f"Excluded by the plan: {'; '.join(sorted(set(found)))}." if found else "No run was excluded."
 
 
 # --- for readers ----------------------------------------------------------------------------------------

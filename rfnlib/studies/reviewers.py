@@ -149,10 +149,9 @@ def _sharper_yet_better(lab: Lab) -> str:
     both = [rho for rho in found.success if rho in found.sharpness]
     if len(both) < 3:
         raise MissingRecord("sharpness by ρ is not recorded")
-    seeds = words.count(min(found.sharpness[rho].seeds for rho in both), "seed")
     said = [f"{rho:g}: λ₁ {words.level(found.sharpness[rho].level())}, success "
-            f"{words.percent(found.success[rho].at().value)}" for rho in both]  # fmt: skip
-    return f"By ρ (0 is SGD to its end), on the first {seeds}: {'; '.join(said)}."
+            f"{words.percent(found.success[rho].at())}" for rho in both]  # fmt: skip
+    return f"By ρ (0 is SGD to its end): {'; '.join(said)}."
 
 
 def _length(lab: Lab) -> str:

@@ -125,10 +125,9 @@ def others(lab: Lab) -> dict[str, Arm]:
 
 
 def sharp(lab: Lab) -> dict[float, Arm]:
-    """SGD (ρ = 0) and SAM by ρ: success and sharpness at their end, the first few seeds."""
-    scale, seeds = lab.scale, lab.few
-    runs = {0.0: [scale.flat(None, seed) for seed in seeds]}
-    runs |= {rho: [pilots.sam(scale, rho, seed) for seed in seeds] for rho in scale.rhos}
+    """SGD (ρ = 0) and SAM by ρ: success and sharpness at their end; the seeds are those of `grid`."""
+    scale, by_rho = lab.scale, grid(lab) | grid(lab, above=True)
+    runs = {0.0: [scale.flat(None, seed) for seed in lab.seeds], **{rho: arm.specs for rho, arm in by_rho.items()}}
     asked = [At(probe, (scale.end,)) for probe in (scale.transfer, scale.sharpness)]
     return {rho: Arm(f"ρ = {rho:g}", specs, *asked) for rho, specs in runs.items()}
 

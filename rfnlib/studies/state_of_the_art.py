@@ -256,9 +256,9 @@ class StateOfTheArt:
         over_alone = sum(self.grid.over_alone(t).value > 0 for t in techniques)
         said = words.against(self.grid.added())
         return (
-            f"{answer}: a technique on RFN is {said} the better of its two parts, that technique on SGD and RFN "
-            f"without it, a mean over {words.count(len(techniques), 'technique')}. By themselves {over_sgd} of "
-            f"{len(techniques)} succeed more on RFN than on SGD, and {over_alone} more than RFN without them."
+            f"{answer}: on average over {words.count(len(techniques), 'technique')} success is {said} that of the "
+            f"better one, the technique on SGD or RFN without it. By themselves {over_sgd} of {len(techniques)} "
+            f"succeed more on RFN than on SGD, and {over_alone} more than RFN without them."
         )
 
     def sensitivity(self) -> pd.DataFrame:
