@@ -123,7 +123,7 @@ class Verdict:
         said = re.sub(r"\{(.*)\}", lambda cases: cases[1].split("|")[case], self.claim.answer)
         said = f"whether {said} {UNDECIDED[self.word][0]}" if self.word in UNDECIDED else said
         if self.word == "inconclusive" and (n := self.seeds_that_decide()):
-            said += f" by {min(e.seeds for e in self.estimates)} seeds (about {n} would)"
+            said += f" by {min(e.seeds for e in self.estimates)} seeds (about {n} like them would)"
         return said[:1].upper() + said[1:]
 
     def seeds_that_decide(self, most: int = 100) -> int | None:
@@ -157,13 +157,18 @@ class Verdict:
     def __str__(self) -> str:
         unit = "" if self.claim.unit == "factor" else f" {self.claim.unit}"
         shown = [
-            f"{what} {self._shown(e.value, '+')}{unit} (95 % {self._shown(e.low)} to {self._shown(e.high)}"
+            f"{what} {self._shown(e.value, '+')}{unit} ({self._intervals(e)}"
             for what, e in zip(self.what, self.estimates, strict=True)
         ]
         parts = [f"gate {g.name!r} failed ({g.figure})" for g in self.gates if not g.passed]
         if shown:
             parts += ["), ".join(shown), f"{self._basis()})"]
         return f"{self.claim.id} {self.word}: {'; '.join(parts)}"
+
+    def _intervals(self, e: Estimate) -> str:
+        """At 95 %, and at the level that *no effect* rests on where that is the word."""
+        levels = (0.95, 0.90) if self.word == "no effect" else (0.95,)
+        return ", ".join(f"{100 * level:.0f} % {' to '.join(map(self._shown, e.at(level)))}" for level in levels)
 
     def _shown(self, value: float, sign: str = "-") -> str:
         """A difference in points, or a logarithm as a factor, which has × in place of a sign."""

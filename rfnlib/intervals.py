@@ -65,7 +65,7 @@ class Estimate:
 
     @property
     def telling(self) -> bool:
-        """Whether its interval tells something: over two seeds it is twelve standard errors wide."""
+        """Whether its interval tells something: over two seeds it reaches 12.7 standard errors to either side."""
         return self.seeds != 2
 
     def p_above(self, null: float = 0.0) -> float:

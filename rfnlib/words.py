@@ -1,12 +1,13 @@
 """Values in words and units, the same in every table and headline.
 
 Shares of images are in per cent and differences of shares in points, both with one decimal; an estimate never stands
-without its interval, at 95 %. `MISSING` says that there is no value.
+without its interval, at 95 %, or, where that rests on two seeds alone, without the value of either: see `bounds`.
+`MISSING` says that there is no value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, isfinite
 from typing import Any
 
@@ -65,7 +66,7 @@ def percent(share: Influence | Estimate | float | None) -> str:
     if isinstance(share, float | int):
         return f"{100 * share:.1f} %"
     share = _estimate(share)
-    return f"{100 * share.value:.1f} % {_bounds(share, lambda x: f'{100 * x:.1f}'.replace('-', '−'))}"
+    return f"{100 * share.value:.1f} % {bounds(share, _hundredths)}"
 
 
 def points(difference: Influence | Estimate | float | None) -> str:
@@ -79,7 +80,7 @@ def points(difference: Influence | Estimate | float | None) -> str:
     if isinstance(difference, float | int):
         return signed(100 * difference)
     difference = _estimate(difference)
-    return f"{signed(100 * difference.value)} {_bounds(difference, lambda x: signed(100 * x))}"
+    return f"{signed(100 * difference.value)} {bounds(difference, lambda x: signed(100 * x))}"
 
 
 def against(difference: Influence | Estimate) -> str:
@@ -89,11 +90,24 @@ def against(difference: Influence | Estimate) -> str:
     ('4.9 points (2.4 to 7.4) above', '1.0 points (−2.0 to 4.0) below')
     """
     difference = _estimate(difference)
-    below = difference.value < 0
-    sign = -100 if below else 100
-    low, high = sorted((sign * difference.low, sign * difference.high))
-    bounds = f"{low:.1f} to {high:.1f}".replace("-", "−")
-    return f"{sign * difference.value:.1f} points ({bounds}{_few(difference)}) {'below' if below else 'above'}"
+    way, e = ("below", -difference) if difference.value < 0 else ("above", difference)
+    return f"{100 * e.value:.1f} points {bounds(e, _hundredths)} {way}"
+
+
+def bounds(e: Estimate, shown: Callable[[float], str]) -> str:
+    """The 95 % interval of an estimate in brackets, its ends as `shown` tells them.
+
+    Over two seeds it tells nothing, and says on how many it rests; of what is one number a seed (no images are
+    counted) the two numbers stand in its place, which lie a standard error to either side of their mean.
+
+    >>> bounds(Estimate(2.0, 2.0, 0.5, 1e6, 5), "{:.1f}".format), bounds(Estimate(2.0, 2.0, 0.5, 1, 2), "{:.1f}".format)
+    ('(1.0 to 3.0)', '(2 seeds: 1.5 and 2.5)')
+    """
+    if not isfinite(e.high - e.low):
+        return ONE_SEED
+    if not e.telling and not e.images:
+        return f"(2 seeds: {shown(e.value - e.error)} and {shown(e.value + e.error)})"
+    return f"({shown(e.low)} to {shown(e.high)}{'' if e.telling else '; 2 seeds'})"
 
 
 def level(log: Estimate | None) -> str:
@@ -102,7 +116,7 @@ def level(log: Estimate | None) -> str:
     >>> level(Estimate(5.3, 5.3, 0.1531, 1e6, 5))
     '200 (148 to 270)'
     """
-    return MISSING if log is None else f"{number(exp(log.value))} {_bounds(log, lambda x: number(exp(x)))}"
+    return MISSING if log is None else f"{number(exp(log.value))} {bounds(log, lambda x: number(exp(x)))}"
 
 
 def factor(log: Estimate | float | None) -> str:
@@ -115,7 +129,7 @@ def factor(log: Estimate | float | None) -> str:
         return MISSING
     if not isinstance(log, Estimate):
         return f"×{_times(log)}"
-    return f"×{_times(log.value)} {_bounds(log, _times)}"
+    return f"×{_times(log.value)} {bounds(log, _times)}"
 
 
 def lower(log: Estimate | None) -> str:
@@ -126,10 +140,8 @@ def lower(log: Estimate | None) -> str:
     """
     if log is None:
         return MISSING
-    way, sign = ("lower", 1) if log.value >= 0 else ("higher", -1)
-    low, high = sorted((sign * log.low, sign * log.high))
-    bounds = f"({_times(low)} to {_times(high)}{_few(log)})" if isfinite(high - low) else ONE_SEED
-    return f"{way} by the factor {_times(sign * log.value)} {bounds}"
+    way, e = ("lower", log) if log.value >= 0 else ("higher", -log)
+    return f"{way} by the factor {_times(e.value)} {bounds(e, _times)}"
 
 
 def number(value: float | None) -> str:
@@ -268,13 +280,8 @@ def _estimate(of: Influence | Estimate) -> Estimate:
     return interval(of) if isinstance(of, Influence) else of
 
 
-def _bounds(e: Estimate, shown: Any) -> str:
-    return f"({shown(e.low)} to {shown(e.high)}{_few(e)})" if isfinite(e.high - e.low) else ONE_SEED
-
-
-def _few(e: Estimate) -> str:
-    """Seeds are named that make an interval tell nothing."""
-    return "" if e.telling else f"; {count(e.seeds, 'seed')}"
+def _hundredths(x: float) -> str:
+    return f"{100 * x:.1f}".replace("-", "−")
 
 
 def _times(log: float) -> str:

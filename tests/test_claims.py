@@ -45,7 +45,7 @@ def test_a_sentence_is_built_from_the_claim_s_own_words():
         "supported": "RFN beats SGD stopped early",
         "contradicted": "RFN loses to SGD stopped early",
         "no effect": "RFN does as well as SGD stopped early",
-        "inconclusive": "Whether RFN beats SGD stopped early is not decided by 5 seeds (about 7 would)",
+        "inconclusive": "Whether RFN beats SGD stopped early is not decided by 5 seeds (about 7 like them would)",
     }.items():
         assert dataclasses.replace(verdict, word=word).answer == sentence
 
@@ -266,7 +266,7 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it():
     values = np.array([0.02, 0.05, 0.0, 0.06, 0.01])  # mean 2.8 points, error 1.16 points, t(4) = 2.78
     verdict = judge("C4", over_seeds(values))
     assert verdict.word == "inconclusive" and verdict.seeds_that_decide() == 6
-    assert "is not decided by 5 seeds (about 6 would)" in verdict.answer
+    assert "is not decided by 5 seeds (about 6 like them would)" in verdict.answer
     error = values.std(ddof=1)
     assert 0.028 < stats.t.ppf(0.975, 4) * error / 5**0.5 and 0.028 > stats.t.ppf(0.975, 5) * error / 6**0.5
     assert judge("C4", over_seeds(values[:1])).seeds_that_decide() is None

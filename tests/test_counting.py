@@ -55,4 +55,4 @@ def test_signs_tell_what_is_below_zero_too():
         return Estimate(values[of], values[of], 0.0051, 1e6, 5)
 
     said = counting.signs(difference, {name: {"of": name} for name in values})
-    assert said == "1 of 2 above 0 (1 at 95 %), 1 below 0 (1 at 95 %); smallest: b, −2.0 (−3.0 to −1.0)"
+    assert said == "1 of 2 above 0 (1 at 95 %), 1 below 0 (1 at 95 %); smallest, in points: b, −2.0 (−3.0 to −1.0)"

@@ -89,7 +89,7 @@ def test_shares_are_of_the_rate_that_made_each_network():
     assert of.limit(DECAY, 0.0) == pytest.approx(of.limit(CONSTANT)) == pytest.approx(of.limit(DECAY) / 10)
     table = of.table()
     assert list(table.index) == ["0", "0.125", "0.25", "0.5", "1", "2", "5"]
-    assert table.loc["0", "decay over constant, λ₁"].startswith("×1.00") and "×0.50" in table.loc["5"].to_string()
+    assert table.loc["0", "decay over constant: λ₁"].startswith("×1.00") and "×0.50" in table.loc["5"].to_string()
 
 
 def test_it_needs_both_runs():

@@ -1,5 +1,6 @@
 """Six ways to go on from one checkpoint: what differs between arms, and what is concluded from known curves."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -109,10 +110,27 @@ def test_directions_say_which_measures_moved_for_certain():
     assert arrows.loc[NOISE, "success"] == "·" and (arrows["gradient similarity"] == "·").all()
     assert (arrows["λ₁ at equal loss"] == "·").all(), "it is not defined"
     agreement = found.agreement()
-    assert list(agreement.loc["λ₁"]) == ["3", "1", "0", "0"] and agreement.loc["gradient similarity"].iloc[2] == "4"
-    assert "Success moved for certain in 4 arms of 5" in found.sentence()
+    assert list(agreement.loc["λ₁"]) == ["3", "1", "0", "0", "1"]
+    assert agreement.loc["gradient similarity"].iloc[2] == "4"
+    assert "Success moved in 4 arms of 5" in found.sentence()
     still = interventions.measure(Known(SCALE, lambda name, e: 0.2, seed_sd=0.003))
-    assert still.sentence() == "Success moved for certain in none of 5 arms."
+    assert still.sentence() == "Success moved in none of 5 arms."
+
+
+def test_arms_are_put_in_order_by_what_they_gain_and_by_what_they_flatten():
+    found = interventions.measure(lab())
+    gained, flattened = (part.split(", ") for part in re.findall(r": ([^;.]+)", found.orders()))
+    assert sorted(gained) == sorted(flattened) == sorted(set(SUCCESS) - {SAME})
+    assert flattened[-1] == BATCH and found.ends.gain(gained[0]).value == max(
+        found.ends.gain(name).value for name in gained
+    )
+    assert interventions.measure(lab(missing=(f"sharpness of {SAME}",))).orders() == ""
+
+
+def test_gates_of_the_questions_have_a_table_and_wait_for_sharpness():
+    gates = interventions.measure(lab()).gate_table()
+    assert list(gates["claims"]) == ["Q1", "Q2"] and gates["found"].str.startswith("λ₁ of ").all()
+    assert interventions.measure(lab(missing=(f"sharpness of {RFN}",))).gate_table().empty
 
 
 def test_the_way_tells_what_moves_first():

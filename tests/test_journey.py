@@ -87,7 +87,7 @@ def test_lengths_and_barriers_are_those_of_the_rows():
     assert found.barrier(SGD, "before to just after").value == pytest.approx(0.3015)
     assert found.one_basin(RFN, "before to the end") and not found.one_basin(SGD, "before to the end")
     said = found.headline()
-    assert "SGD 0.301 (" in said and said.endswith("in one basin: RFN.")
+    assert "SGD 0.301 (" in said and said.endswith("to the run's own end: RFN.")
     table = found.table()
     assert list(table.index) == [SGD, CONSTANT, RFN] and "barrier, just after to the end" in table
 

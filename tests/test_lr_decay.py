@@ -84,7 +84,7 @@ def test_one_decay_that_goes_the_other_way_is_told_though_the_mean_is_positive()
     found = measured(success)
     assert found.verdict().word == "supported"
     (jumps,) = (line for line in found.signs() if line.startswith("above the constant run, by decay"))
-    assert "2 of 3 above 0" in jumps and "1 below 0" in jumps and "smallest: decay at 6, −" in jumps
+    assert "2 of 3 above 0" in jumps and "1 below 0" in jumps and "smallest, in points: decay at 6, −" in jumps
     assert "2 of 3 show both" in found.headline()
 
 

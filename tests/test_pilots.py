@@ -133,7 +133,7 @@ def test_one_epoch_is_no_plateau():
 def test_every_gate_says_its_figure_and_its_threshold():
     figures = {gate.name: gate.figure for gate in pilots.gates(FakeLab(SCALE, peaked))}
     assert figures["plateau"] == "success +0.00 points an epoch from epoch 6 to 8 (less than 1)"
-    assert figures["fit"] == "training accuracy 97.0% (at least 95%)"
+    assert figures["fit"] == "training accuracy of SGD 97.0% (at least 95%)"
     assert figures["ρ bracketed"] == "most success at ρ = 0.2 of 0.05, 0.1, 0.2, 0.4 (not at an edge)"
 
 

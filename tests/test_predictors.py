@@ -74,12 +74,13 @@ def test_the_headline_names_the_best_and_what_lambda_does():
     assert found.ranked(among=("top", "trace", "input_gradient"))[0] == "input_gradient"
     said = found.headline()
     assert said.startswith(
-        "Over 48 networks of 8 runs, what goes with success most closely is input-gradient norm +1.0"
+        "Over 48 networks of 8 runs, those with every measure, what goes with success most closely is input-gradient "
+        "norm +1.0"
     )
     assert "given training loss" in said and "; λ₁ −0.9" in said
     table = found.table()
     assert list(table.index) == list(MEASURES.values()) and table.loc["λ₁", "networks (runs)"] == "48 (8)"
-    assert table.loc["training loss", "given training loss"] == "not measured"
+    assert table.loc["training loss", "given training loss"] == "–"
     assert set(found.ways) == {"at the end of training", "on the way"}
     assert len(found.ways["at the end of training"]) == 8
 

@@ -222,6 +222,12 @@ def test_images_that_one_of_the_targets_gets_wrong_are_not_counted_for_another()
     assert {d.images for d in found.harder(FLAT).values()} == {300}
 
 
+def test_what_a_setting_changes_is_paired_with_the_usual_one():
+    found = measured({"other images": 0.05, USUAL: 0.02})
+    assert found.change("Q4", "other images").value == pytest.approx(0.03, abs=0.01)
+    assert found.change("Q4", "half as many").z.shape[0] == len(found.lab.few)
+
+
 def test_what_diversity_adds_and_what_flat_inputs_give_are_differences_on_the_same_seeds():
     found = measured({"DI": 0.02, USUAL: 0.05})
     assert found.diversity(FLAT).value == pytest.approx(-0.03, abs=0.01)
@@ -268,9 +274,11 @@ def test_tables_say_what_is_taken_away_and_carry_intervals():
         table = found.table(claim)
         assert table.iloc[:, 2:5].map(lambda cell: " to " in cell or cell == words.MISSING).all(axis=None)
         assert ("natural accuracy of RFN" in table) == (claim == "Q4")
+        assert ("less as in notebook 04" in table) == (claim != "Q5")
     targets = found.target_table()
-    assert list(targets.index) == [f"target {i}" for i in range(1, 6)]
-    assert targets["less usual training, by RFN"].str.startswith("+5.").all()
+    usual, *others = targets.index
+    assert usual == "target 1, as usual" and others == [f"target {i}" for i in range(1, 6)]
+    assert targets.loc[others, "success less usual training, by RFN"].str.startswith("+5.").all()
     attacks = threat_model.attack_table(found.lab)
     assert list(attacks["judged"]).count("yes") == 5 and attacks.loc["targeted", "passes"] == "×3"
     assert set(found.sensitivity().columns) == set(CLAIMS)
@@ -281,7 +289,7 @@ def test_the_headline_figure_has_a_row_a_setting_and_the_judged_mean_last():
     figure = figures.gains(found, MARGIN)
     rows = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
     assert rows[0] == [USUAL, "other images"] and rows[2] == [USUAL, *settings_of("Q6"), figures.MEAN]
-    assert rows[1] == [USUAL, *(f"target {i}" for i in range(1, 6)), figures.MEAN]
+    assert rows[1] == [USUAL, "target 1, as usual", *(f"target {i}" for i in range(1, 6)), figures.MEAN]
     markers = [line.get_xydata()[0] for line in figure.axes[0].lines if line.get_marker() == "D"]
     assert np.allclose(markers, [[100 * found.primary("Q4").value, len(rows[0]) - 1]])
     plt.close("all")

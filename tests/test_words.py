@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import re
 
 import numpy as np
 import pytest
@@ -52,6 +53,10 @@ def test_settings_are_told_without_python():
 
 
 @pytest.mark.parametrize("said", [words.percent, words.points, words.against, words.level, words.factor, words.lower])
-def test_an_interval_over_two_seeds_says_so(said):
-    two, three = (said(Estimate(0.05, 0.05, 0.02704, 1e6, n)) for n in (2, 3))
+def test_an_interval_over_two_seeds_says_so_and_of_one_number_a_seed_both_are_told(said):
+    two, three = (said(Estimate(0.05, 0.05, 0.02704, 1e6, n, images=100)) for n in (2, 3))
     assert "; 2 seeds)" in two and two.replace("; 2 seeds)", ")") == three
+    of_seeds = said(over_seeds(np.array([0.03, 0.07])))
+    low, high = (said(over_seeds(np.array([x]))).replace(f" {words.ONE_SEED}", "") for x in (0.03, 0.07))
+    shown = [re.findall(r"[\d.]+", text)[0] for text in (low, high)]
+    assert re.fullmatch(rf".*\(2 seeds: \+?{shown[0]} and \+?{shown[1]}\).*", of_seeds)

@@ -126,7 +126,7 @@ def training_loss(
 def _geometric(axis: Axes, epochs: Sequence[float], values: Sequence[np.ndarray], colour: Any, marker: str) -> None:
     """A line through the geometric means of `values`, each (seeds,), where all are positive.
 
-    A band over their intervals; of two seeds, whose interval is twelve standard errors wide, the seeds as dots.
+    A band over their intervals; of two seeds, whose interval tells nothing, the seeds as dots.
     """
     known = [(e, v) for e, v in zip(epochs, values, strict=True) if (v > 0).all()]
     if not known:

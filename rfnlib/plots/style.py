@@ -189,7 +189,7 @@ def curve(
 ) -> None:
     """A line through the values of `rates`, times `factor`, and a band over their intervals, where these are known.
 
-    Of two seeds there is no band: their interval is twelve standard errors wide.
+    Of two seeds there is no band: their interval reaches 12.7 standard errors to either side.
     """
     middle, low, high = (factor * np.array([getattr(r, k) for r in rates]) for k in ("value", "low", "high"))
     known = np.isfinite(high - low) & np.array([r.telling for r in rates])

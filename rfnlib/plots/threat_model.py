@@ -25,17 +25,17 @@ SHIFTS = (-0.22, 0.0, 0.22)
 def gains(found: ThreatModel, margin: float) -> Figure:
     """The headline: what RFN gains over SGD stopped early in every setting, a panel a question.
 
-    Grey: the setting of notebook 04, with the same seeds. Bold: what is judged, where it is a mean that mean. Bars are
-    95 % intervals over images and seeds; within the grey band, ± `margin` (in [0, 1]), a difference is too small to
-    matter.
+    Grey: the setting of notebook 04, and for Q5 the target there that most of its targets are once more, same seeds.
+    Bold: what is judged, where it is a mean that mean. Bars are 95 % intervals over images and seeds; within the grey
+    band, ± `margin` (in [0, 1]), a difference is too small to matter.
     """
     panels = {claim: list(_differences(found, claim)) for claim in TITLES}
     with style.styled():
         figure, axes = _panels({claim: len(rows) for claim, rows in panels.items()})
         for axis, rows in zip(axes, panels.values(), strict=True):
             style.band(axis, margin)
-            for y, (name, difference, judged) in enumerate(rows):
-                colour, marker = style.kind("others" if name == found.usual else "RFN")
+            for y, (_, difference, judged) in enumerate(rows):
+                colour, marker = style.kind("RFN" if judged is not None else "others")
                 style.whisker(axis, interval(difference), y, colour, "D" if judged else marker)
             _rows(axis, [name for name, *_ in rows], bold=next((y for y, row in enumerate(rows) if row[2]), None))
         axes[-1].set_xlabel("gain in success of RFN over SGD stopped early, points")
@@ -43,7 +43,7 @@ def gains(found: ThreatModel, margin: float) -> Figure:
 
 
 def levels(found: ThreatModel) -> Figure:
-    """In detail: success of each surrogate in every setting, with 95 % intervals; where it is low, gains are small."""
+    """In detail: success of each surrogate in every setting that has it, with 95 % intervals."""
     panels = {claim: dict(_rates(found, claim)) for claim in TITLES}
     with style.styled():
         figure, axes = _panels({claim: 1.3 * len(rows) for claim, rows in panels.items()})
@@ -63,10 +63,15 @@ def levels(found: ThreatModel) -> Figure:
     return figure
 
 
-def _differences(found: ThreatModel, claim: str) -> Iterator[tuple[str, Influence, bool]]:
-    """The rows of a question and which is judged: the usual setting, those of the primary difference, their mean."""
+def _differences(found: ThreatModel, claim: str) -> Iterator[tuple[str, Influence, bool | None]]:
+    """The rows of a question and whether each is judged: those of the primary difference, their mean.
+
+    Before them, for comparison (None), the usual setting, and for Q5 the first target there.
+    """
     try:
-        yield found.usual, found.gain(claim, found.usual), False
+        yield found.usual, found.gain(claim, found.usual), None
+        if claim == "Q5":
+            yield found.first_target, found.gain(claim, found.usual, targets=[0]), None
     except MissingRecord:
         pass
     try:

@@ -29,7 +29,11 @@ ARMS: dict[str, tuple[Any, str]] = {  # RFN, the constant rate and the decay loo
     "unchanged": style.kind("constant"),
 }
 WAY = {"top": "λ₁", "train_loss": "training loss", "cosine": "gradient similarity"}
-SHOWN = {"": ("all networks", "o"), "train_loss": ("given training loss", "s"), "accuracy": ("given accuracy", "^")}
+SHOWN = {
+    "": ("all networks", "o"),
+    "train_loss": ("given training loss", "s"),
+    "accuracy": ("given natural accuracy", "^"),
+}
 
 
 # --- interventions --------------------------------------------------------------------------------------
@@ -38,10 +42,11 @@ SHOWN = {"": ("all networks", "o"), "train_loss": ("given training loss", "s"), 
 def interventions(found: Interventions, margin: float) -> Figure:
     """The headline: what each way to go on from one checkpoint does to success, and to λ₁, against going on unchanged.
 
-    Bars are 95 % intervals, for success over images and seeds, for λ₁ over seeds; the grey band is ± `margin` (in
-    [0, 1]), within which a difference of success does not matter.
+    The arm that gains most comes first. Bars are 95 % intervals, for success over images and seeds, for λ₁ over seeds;
+    the grey band is ± `margin` (in [0, 1]), within which a difference of success does not matter.
     """
     names = [name for name in ARMS if name in found.ends.success and name != "unchanged"]
+    names.sort(key=lambda name: -found.ends.gain(name).value)
     with style.styled():
         size = (style.WIDTH, 0.42 * len(names) + 1.1)
         figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
@@ -54,7 +59,7 @@ def interventions(found: Interventions, margin: float) -> Figure:
                 _factor(right, change, y, *ARMS[name])
         style.rows(left, names)
         left.set_xlabel("gain in success, points")
-        right.set_xlabel("λ₁, factor")
+        right.set_xlabel("λ₁, factor: flatter to the left")
         left.set_title("success against going on unchanged")
         right.set_title("sharpness against going on unchanged")
         right.margins(x=0.1)

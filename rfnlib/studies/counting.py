@@ -68,11 +68,12 @@ def signs(difference: Difference, ways: Ways) -> str:
 
     >>> by_decay = {"decay at 25": 0.02, "decay at 50": 0.04}
     >>> signs(lambda x: Estimate(x, x, 0.01531, 1e6, 5), {d: {"x": x} for d, x in by_decay.items()})
-    '2 of 2 above 0 (1 at 95 %); smallest: decay at 25, +2.0 (−1.0 to +5.0)'
+    '2 of 2 above 0 (1 at 95 %); smallest, in points: decay at 25, +2.0 (−1.0 to +5.0)'
     """
     found = estimates(difference, ways)
     above, surely = sum(e.value > 0 for e in found.values()), sum(e.low > 0 for e in found.values())
     below, sure_below = sum(e.value < 0 for e in found.values()), sum(e.high < 0 for e in found.values())
     beside = f", {below} below 0 ({sure_below} at 95 %)" if below else ""
     way, least = min(found.items(), key=lambda item: item[1].value)
-    return f"{above} of {len(found)} above 0 ({surely} at 95 %){beside}; smallest: {way}, {words.points(least)}"
+    said = f"{above} of {len(found)} above 0 ({surely or 'none'} at 95 %){beside}"
+    return f"{said}; smallest, in points: {way}, {words.points(least)}"

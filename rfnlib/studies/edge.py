@@ -97,9 +97,9 @@ class Edge:
                 "λ₁ at a constant rate": words.level(self.level(CONSTANT, after)),
                 "share of 2(1 + β)/η, decay": words.factor(self.share(DECAY, after)),
                 "share, constant rate": words.factor(self.share(CONSTANT, after)),
-                "decay over constant, λ₁": words.factor(self.effect(after)),
-                "λ₁ at equal loss": words.factor(self.effect(after, "matched")),
-                "training loss": words.factor(self.effect(after, "train_loss")),
+                "decay over constant: λ₁": words.factor(self.effect(after)),
+                "decay over constant: λ₁ at equal loss": words.factor(self.effect(after, "matched")),
+                "decay over constant: training loss": words.factor(self.effect(after, "train_loss")),
             }
         return pd.DataFrame(rows).T.rename_axis("epochs since the decay")
 
@@ -116,7 +116,8 @@ class Edge:
         return (
             f"{said}, and {beside}; at an equilibrium it would be higher by the factor 10. It is {words.factor(share)} "
             "the threshold 2(1 + β)/η of the lower rate, beyond which descent is unstable, and was "
-            f"{before} that of the higher one. So {self.kind(top, equal)}. Notebook 03 compares both runs on all seeds."
+            f"{before} that of the higher one. So by then {self.kind(top, equal)}. "
+            "Notebook 03 compares both runs on all seeds."
         )
 
     def kind(self, top: Estimate, equal: Estimate | None) -> str:

@@ -131,12 +131,10 @@ def _arms(lab: Lab) -> Iterator[Arm]:
     standard = decaying(*lab.scale.standard)
     yield lr_decay.arms(lab)[standard]
     yield sharpness_drop.arms(lab)[standard]
-    yield from rfn_gains.sharp(lab).values()
     chosen: list[Callable[[], Mapping[Any, Arm]]] = [
+        functools.partial(rfn_gains.sharp, lab),
         functools.partial(rfn_gains.main, lab),
         functools.partial(rfn_gains.along, lab),
-        functools.partial(rfn_gains.grid, lab),
-        functools.partial(rfn_gains.grid, lab, above=True),
         functools.partial(sharpness_drop.flat_arms, lab),
     ]
     chosen += [functools.partial(rfn_gains.main, lab, attack=a) for a in rfn_gains.other_attacks(lab).values()]

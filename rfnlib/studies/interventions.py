@@ -19,6 +19,7 @@ Every arm is compared with `unchanged` after the same number of passes, paired b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -246,7 +247,7 @@ class Interventions:
         return pd.DataFrame(rows).T.rename_axis("arm")
 
     def directions(self) -> pd.DataFrame:
-        """A row an arm: which measures moved for certain at its end, ↑ or ↓, against `unchanged`; · where none is."""
+        """A row an arm: what moved at its end against `unchanged`, ↑ or ↓, by its 95 % interval; · where that has 0."""
         rows = {
             name: {"success": arrow(interval(self.ends.gain(name)))}
             | {label: arrow(self._change(name, measure)) for measure, (label, _) in MEASURES.items()}
@@ -256,7 +257,7 @@ class Interventions:
         return pd.DataFrame(rows).T.rename_axis("arm")
 
     def agreement(self) -> pd.DataFrame:
-        """A row a measure: in how many arms it moved with success, in how many one of the two moved alone."""
+        """A row a measure: in how many arms it moved with success, one of the two moved alone, or neither."""
         others = [name for name in self.ends.success if name != SAME]
         moved = {name: sign(interval(self.ends.gain(name))) for name in others}
         rows = {}
@@ -267,11 +268,12 @@ class Interventions:
                 "with success, the other way": str(sum(s * m < 0 for s, m in both)),
                 "success alone": str(sum(s != 0 and m == 0 for s, m in both)),
                 "the measure alone": str(sum(s == 0 and m != 0 for s, m in both)),
+                "neither": str(sum(s == 0 and m == 0 for s, m in both)),
             }
         return pd.DataFrame(rows).T.rename_axis("measure")
 
     def first(self) -> pd.DataFrame:
-        """A row an arm: after how many epochs' worth of passes each first differed from `unchanged` for certain."""
+        """A row an arm: after how many epochs' worth of passes each first differed from `unchanged`, at 95 %."""
         rows = {}
         for name, run in self.way.success.items():
             if name in (SAME, START):
@@ -311,15 +313,32 @@ class Interventions:
             return "With one seed no measure is known to move."
         arms_moved = sum(sign(interval(self.ends.gain(n))) != 0 for n in self.ends.success if n != SAME)
         if not arms_moved:
-            return f"Success moved for certain in none of {len(self.ends.success) - 1} arms."
+            return f"Success moved in none of {len(self.ends.success) - 1} arms."
         table = self.agreement()
-        score = {label: int(row.iloc[0]) - sum(map(int, row.iloc[1:])) for label, row in table.iterrows()}
+        apart = {label: sum(map(int, row.iloc[1:-1])) for label, row in table.iterrows()}  # one without the other
+        score = {label: int(row.iloc[0]) - apart[label] for label, row in table.iterrows()}
         best = [label for label, value in score.items() if value == max(score.values())]
         return (
-            f"Success moved for certain in {words.count(arms_moved, 'arm')} of {len(self.ends.success) - 1}; "
-            f"most often in step with it: {words.listed(best)} "
-            f"({table.loc[best[0]].iloc[0]} with it, {sum(map(int, table.loc[best[0]].iloc[1:]))} not)."
+            f"Success moved in {words.count(arms_moved, 'arm')} of {len(self.ends.success) - 1}; most often in step "
+            f"with it: {words.listed(best)} ({table.loc[best[0]].iloc[0]} times with it, {apart[best[0]]} not)."
         )
+
+    def orders(self) -> str:
+        """The arms whose success and sharpness are complete, by what they gain and by how far they lower λ₁."""
+        others = [name for name in self.ends.success if name != SAME and {name, SAME} <= self.ends.sharpness.keys()]
+        lower = {name: float(np.mean(self.ends.values(SAME, "top") - self.ends.values(name, "top"))) for name in others}
+        ways = {"what they gain": lambda n: self.ends.gain(n).value, "how far they lower λ₁": lower.__getitem__}
+        said = [f"by {way}: {', '.join(sorted(others, key=key, reverse=True))}" for way, key in ways.items()]
+        return f"The arms {'; '.join(said)}." if others else ""
+
+    def gate_table(self) -> pd.DataFrame:
+        """A row a gate that a question has beside those of training: its figure, and whether it is passed."""
+        rows = {}
+        for claim in ("Q1", "Q2"):
+            with suppress(MissingRecord):
+                (own,) = self.gates(claim)[len(self.trained) :]
+                rows[own.name] = {"found": own.figure, "passed": "yes" if own.passed else "no", "claims": claim}
+        return pd.DataFrame(rows).T.rename_axis("gate")
 
 
 def moments(run: TransferCurve) -> list[float]:

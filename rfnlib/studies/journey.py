@@ -244,15 +244,13 @@ class Journeys:
         across = list(self.segments)[0]
         told = [f"{name} {plain(self.barrier(name, across))}" for name in self.rows]
         same = [name for name in self.rows if self.one_basin(name, list(self.segments)[-1])]
-        basin = f"from before it to the end, in one basin: {words.listed(same or ['none'])}"
-        return f"Barrier of the loss from the first decay to just after it: {'; '.join(told)}; {basin}."
+        basin = f"no barrier from there to the run's own end: {words.listed(same or ['none'])}"
+        return f"Barrier of the loss within a run, from the first decay to just after it: {'; '.join(told)}; {basin}."
 
 
 def plain(e: Estimate) -> str:
     """A quantity in units of its own with its interval."""
-    if not np.isfinite(e.error):
-        return f"{e.value:.3g} {words.ONE_SEED}"
-    return f"{e.value:.3g} ({e.low:.3g} to {e.high:.3g})".replace("-", "−")
+    return f"{e.value:.3g} {words.bounds(e, '{:.3g}'.format)}".replace("-", "−")
 
 
 def journeys(lab: Lab) -> Journeys:

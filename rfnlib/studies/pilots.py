@@ -223,7 +223,7 @@ def plateau_of(epochs: Sequence[float], success: Sequence[float]) -> Gate:
 def fit(lab: Lab) -> Gate:
     """SGD fits its training images, un-augmented, at its end."""
     reached = validated(lab, arms(lab)["SGD"]).mean("training")
-    return Gate("fit", reached >= FIT, f"training accuracy {reached:.1%} (at least {FIT:.0%})")
+    return Gate("fit", reached >= FIT, f"training accuracy of SGD {reached:.1%} (at least {FIT:.0%})")
 
 
 def long_enough(lab: Lab) -> Gate:

@@ -208,7 +208,9 @@ class Predictors:
         columns = {"all": {m: self.of(m) for m in MEASURES}}
         columns |= {label: {m: self.of(m, given) for m in MEASURES} for given, label in GIVEN.items()}
         columns |= {way: {m: correlation(frame, m) for m in MEASURES} for way, frame in self.ways.items()}
-        frame = pd.DataFrame({name: {m: str(c) for m, c in of.items()} for name, of in columns.items()})
+        frame = pd.DataFrame(
+            {name: {m: "–" if GIVEN.get(m) == name else str(c) for m, c in of.items()} for name, of in columns.items()}
+        )
         frame.insert(0, "networks (runs)", {m: f"{c.networks} ({c.runs})" for m, c in columns["all"].items()})
         return frame.rename(index=MEASURES).rename_axis("measure")
 
@@ -244,8 +246,8 @@ class Predictors:
         beside = "" if best[0] == "top" else f"; {of.said('top')}"
         partial = ", ".join(f"{of.said(best[0], g).removeprefix(MEASURES[best[0]] + ' ')} {GIVEN[g]}" for g in GIVEN)
         return (
-            f"Over {_counted(of.frame)}, what goes with success most closely is {of.said(best[0])}, {partial}{beside}; "
-            f"beside them {of.said('train_loss')} and {of.said('accuracy')}."
+            f"Over {_counted(of.frame)}, those with every measure, what goes with success most closely is "
+            f"{of.said(best[0])}, {partial}{beside}; beside them {of.said('train_loss')} and {of.said('accuracy')}."
         )
 
 

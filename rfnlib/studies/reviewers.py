@@ -197,7 +197,7 @@ QUESTIONS = (
     _asked("x14", "does the rate, or what it does, cause transfer? Interventions at one checkpoint", why),
     _asked("x15", "what are exploration and basins? Barriers between checkpoints", why),
     _asked("x16", "an attacker with other data, augmentation or labels", threat_model),
-    _asked("x17", "attacks unlike BIM", threat_model),
+    _asked("x17", "attacks other than plain BIM", threat_model),
     _asked("x18", "robust against non-robust features, at several ε", threat_model),
     _asked("x19", "flatness in weights or in inputs?", why),
     Question("x20", "relative flatness", sharpness_drop, _relative_flatness),

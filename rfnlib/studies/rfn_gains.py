@@ -125,7 +125,11 @@ def others(lab: Lab) -> dict[str, Arm]:
 
 
 def sharp(lab: Lab) -> dict[float, Arm]:
-    """SGD (ρ = 0) and SAM by ρ: success and sharpness at their end; the seeds are those of `grid`."""
+    """SGD (ρ = 0) and SAM by ρ: success and sharpness at their end; the seeds are those of `grid`.
+
+    Raises:
+        MissingRecord: in replay, RFN's ρ is not chosen yet.
+    """
     scale, by_rho = lab.scale, grid(lab) | grid(lab, above=True)
     runs = {0.0: [scale.flat(None, seed) for seed in lab.seeds], **{rho: arm.specs for rho, arm in by_rho.items()}}
     asked = [At(probe, (scale.end,)) for probe in (scale.transfer, scale.sharpness)]

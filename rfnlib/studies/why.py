@@ -31,15 +31,17 @@ CLAIMS = claims.by_id(
         ("RFN − unchanged", "RFN − noise of the same norm"),
         margin=0.03,
         answer="training for flatness at an unchanged rate "
-        "{raises success, and more than noise as large|lowers success, or raises it less than noise as large|"
-        "does not raise success, or no more than noise as large}",
+        "{raises success, and more than random perturbations of the weights do|"
+        "lowers success, or raises it less than random perturbations of the weights do|"
+        "does not raise success, or no more than random perturbations of the weights do}",
         follows=(
-            "Flatness by itself is worth something: at the same rate, from the same network, minimising sharpness made "
-            "a better surrogate, and a better one than a random perturbation as large did.",
-            "Flatness by itself is no reason to expect transfer: at the same rate it cost success, or noise as large "
-            "did better. What RFN gains over whole trainings has another cause.",
-            "Flatness by itself, at the same rate, gives nothing that matters beyond what going on, or noise as large, "
-            "gives within so short a training.",
+            "Training for flatness is worth something by itself: at the same rate, from the same network, it made a "
+            "better surrogate, and a better one than random perturbations as large did. Whether flatness is the reason "
+            "it does not say, for other measures moved with it.",
+            "Training for flatness is no reason to expect transfer: at the same rate it cost success, or random "
+            "perturbations as large did better. What RFN gains over whole trainings has another cause.",
+            "Training for flatness, at the same rate, gives nothing that matters beyond what going on, or random "
+            "perturbations as large, give within so short a training.",
         ),
     ),
     Claim(
@@ -53,8 +55,8 @@ CLAIMS = claims.by_id(
             "The peak after a decay is not flatness alone: a network as flat or flatter, without the lower rate, "
             "succeeds less. The loss, which falls with the rate, is the next suspect.",
             "A lower rate is not needed for what it is said to bring: flatness at the old rate does more.",
-            "What a lower rate does for success, flatness at the old rate does as well, and so flatness may be how it "
-            "works.",
+            "What a lower rate does for success, training for flatness at the old rate does as well. That both gain as "
+            "much does not say that they work alike: other measures moved.",
         ),
     ),
     Claim(
@@ -65,8 +67,8 @@ CLAIMS = claims.by_id(
         answer="averaging weights and enlarging the batch "
         "{both raise success without a lower rate|do not both raise success: one lowers it|do not both raise success}",
         follows=(
-            "It is not the rate as such: whatever averages out the noise of SGD lets a network come down to where "
-            "surrogates transfer.",
+            "It need not be the rate: averaging weights raises success without a lower one, and so do larger batches, "
+            "which take fewer steps for the same images.",
             "Less noise does not do what a lower rate does: one of the two ways costs success.",
             "Less noise, in at least one of the two ways, does not do what a lower rate does.",
         ),
@@ -146,7 +148,8 @@ class Why:
         if claim == "Q1":
             over, noise = (words.against(ends.gain(RFN, over=other)) for other in (SAME, NOISE))
             flat = words.lower(ends.change(SAME, "top", over=RFN))
-            return f"{said} of RFN is {over} that of the unchanged run, {noise} that with noise; λ₁ is {flat}."
+            beside = f"{noise} that with random perturbations; λ₁ is {flat}."
+            return f"{said} of RFN is {over} that of the unchanged run, {beside}"
         if claim == "Q2":
             gain = words.against(ends.gain(LOWER, over=RFN))
             both = [f"{words.points(ends.gain(name))} ({name})" for name in (LOWER, RFN)]
@@ -208,7 +211,7 @@ class Why:
     def _against_noise(self) -> str:
         gain = words.points(self.interventions.ends.gain(RFN, over=NOISE))
         flat = words.factor(self.interventions.ends.change(NOISE, "top"))
-        return f"RFN over noise of the same norm: {gain} points; noise leaves λ₁ at {flat} of that without it"
+        return f"RFN over random perturbations as large: {gain} points; these leave λ₁ at {flat} of that without them"
 
     def _chain(self) -> str:
         ends = self.interventions.ends
