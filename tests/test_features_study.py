@@ -156,7 +156,7 @@ def test_tables_speak_in_words_and_units():
     shown = (found.gains(), found.peaks(), features.set_table(lab), features.check_table(lab), features.step_table(lab))
     text = "\n".join([*(t.to_string() for t in shown), found.headline(), found.verdict().follows])
     assert not any(word in text for word in ("nan", "None", "Adversary(", "Estimate("))
-    assert "stopped early rather than trained to its end" in text
+    assert "rather than trained to its end" in text
 
 
 def test_figures_show_every_set_with_its_intervals():

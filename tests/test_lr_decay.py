@@ -97,10 +97,18 @@ def test_nothing_is_shown_while_a_judged_run_is_missing_and_others_may_be():
 def test_tables_carry_an_interval_beside_every_estimate():
     found = measured()
     for frame in (found.by_decay(), found.by_denominator(), found.by_target(), found.sensitivity()):
-        estimates = frame.drop(columns="images", errors="ignore")
+        estimates = frame.drop(columns="images counted at least once", errors="ignore")
         assert len(estimates) and estimates.map(lambda cell: " to " in cell).all(axis=None)
     assert list(found.by_decay().index) == ["decay at 6", "decay at 10", "decay at 14"]
     assert len(found.by_denominator()) == 4 and len(found.sensitivity()) == 2 + len(found.targets)
+
+
+def test_a_second_decay_is_told_where_a_run_has_one():
+    found = measured(seed_sd=0.0)
+    said = found.second_decay()  # a decline of 0.05 over 9 epochs
+    assert "decay at 10 and 15: success −0." in said and "from epoch 15 to 16" in said and said.count("success") == 1
+    once = replace(found, curves={name: run for name, run in found.curves.items() if " and " not in name})
+    assert "not recorded yet" in once.second_decay()
 
 
 def test_the_peak_table_finds_the_highest_epoch():

@@ -176,5 +176,7 @@ def test_end_to_end_on_a_tiny_scale(tmp_path):
     assert found.curves["RFN, half the epochs"].passes[0, -1] < sgd.passes[0, -1] + 1
     assert {found.verdict(claim).word for claim in rfn_gains.CLAIMS} == {"not testable"}
     replay = Lab(scale, "replay", **where)
-    assert list(rfn_gains.sweep(replay).sharpness) == [0.0, *scale.rhos]
+    swept = rfn_gains.sweep(replay)
+    assert list(swept.sharpness) == [0.0, *scale.rhos] and swept.early
+    assert list(swept.table().index)[:2] == ["0 (SGD), stopped early", "0 (SGD)"]
     assert list(rfn_gains.under_other_attacks(replay).index) == ["as judged", "ε 20/255", "50 steps"]

@@ -14,9 +14,10 @@ from synthetic import FakeLab
 
 from rfnlib import probes, scales, words
 from rfnlib.curves import SharpnessCurve
+from rfnlib.intervals import over_seeds
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.plots import sharpness_drop as figures
-from rfnlib.scale import Arch, decaying
+from rfnlib.scale import CONSTANT, Arch, decaying
 from rfnlib.studies import lr_decay, sharpness_drop
 
 SCALE = replace(
@@ -82,7 +83,8 @@ def test_the_factor_is_the_one_that_was_put_in():
     for d in SCALE.decays:
         assert np.allclose(found.below_before(d), np.log(1.5), atol=1e-4)
         assert f"after {d}, 66.7 (" in found.afterwards()
-    assert f"{len(SCALE.decays)} show a drop, {len(SCALE.decays)} at 95 %" in found.headline()
+    n = len(SCALE.decays)
+    assert f"λ₁ drops in {n} of {n}, in {n} at 95 %" in found.headline() and "the trace lower by" in found.headline()
 
 
 def test_what_is_not_defined_is_said_in_words_and_leaves_the_verdict():
@@ -116,6 +118,10 @@ def test_the_late_phase_is_that_after_the_last_decay():
     success, sharpness = found.late_change()
     assert success.value == pytest.approx(-0.008, abs=0.003) and abs(sharpness.value) < 0.05
     assert "from 1 epoch after its last decay" in found.late()
+    flat, plain = (found.sharpness[name].log(20) for name in (found.standard, CONSTANT))
+    assert words.lower(over_seeds(plain - flat)) in found.in_the_end() and "points (" in found.in_the_end()
+    alone = replace(found, success={})
+    assert "not measured yet" in alone.in_the_end()
 
 
 def test_tables_carry_an_interval_beside_every_estimate():

@@ -79,6 +79,13 @@ def test_surrogates_are_compared_on_the_seeds_that_both_have():
     assert found.against("SAM & IR").value == pytest.approx(rfn.at(rfn.end).value - other.at(other.end).value)
 
 
+def test_the_closest_rival_is_named_beside_the_judged_one():
+    found = state_of_the_art.measure(lab_where({"SAT": 0.2, "RFN": 0.4, "aligned": 0.39, "LGV": 0.3}, seed_sd=0.0))
+    assert found.rivalry.closest() == "aligned"
+    said = found.headline("C7").split("Not judged: ")
+    assert "that of SAT" in said[0] and "that of LGV" in said[1] and "that of aligned" in said[1]
+
+
 def test_ranks_follow_success_and_ties_share_them():
     found = state_of_the_art.measure(lab_where({"LGV": 0.5, "RFN": 0.4, "SAT": 0.2}, seed_sd=0.0)).rivalry
     ranks = found.ranks()
@@ -126,6 +133,14 @@ def test_over_the_better_is_the_smaller_difference():
     assert grid.over_better("DI").value == grid.over_alone("DI").value < grid.over_sgd("DI").value
     mean = np.mean([grid.over_better(t).value for t in grid.techniques])
     assert grid.added().value == pytest.approx(mean)
+
+
+def test_techniques_that_drive_the_mean_are_named():
+    rates = {"RFN + none": 0.4, "SGD + none": 0.3, "SGD + MI": 0.2, "RFN + MI": 0.41, "SGD + DI": 0.2, "RFN + DI": 0.25}
+    grid = replace(state_of_the_art.measure(lab_where(rates, seed_sd=0.0)).grid, planned=("MI", "DI"))
+    mean = words.points(grid.over_better("MI"))
+    assert grid.driven() == f"Further below than the margin: DI; without them the mean is {mean} points. "
+    assert replace(grid, planned=("MI",)).driven() == ""
 
 
 def test_what_a_technique_adds_is_counted_on_the_same_surrogate():

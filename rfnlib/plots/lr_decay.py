@@ -123,6 +123,6 @@ def learning_rate(axis: Axes, curve: TransferCurve, colour: object, start: float
     axis.plot(times, [schedule.at(t, epochs) for t in times], color=colour)
     axis.set_yscale("log")
     axis.set_ylim(schedule.lr / 300, 3 * schedule.lr)
-    ticks = [schedule.lr / 100, schedule.lr]
-    axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    low, middle, high = schedule.lr / 100, schedule.lr / 10, schedule.lr
+    axis.set_yticks([low, middle, high], [f"{low:g}", "", f"{high:g}"])  # three would not fit in a low panel
     axis.minorticks_off()

@@ -63,13 +63,12 @@ def by_rho(gains: Gains) -> Figure:
                               color=colour, markersize=6, capsize=2.5, linewidth=1.2, linestyle="-" if filled else "",
                               markerfacecolor=colour if filled else "white")  # fmt: skip
             axis.axhline(100 * what(sgd, sgd.end).value, color=style.kind("SGD")[0], linestyle="--", linewidth=1)
-            if what is _success:
-                axis.axhline(100 * what(sgd, gains.stop).value, color=style.kind("SGD")[0], linestyle=":", linewidth=1)
+            axis.axhline(100 * what(sgd, gains.stop).value, color=style.kind("SGD")[0], linestyle=":", linewidth=1)
             axis.set_ylabel(label)
             _rhos(axis, [*gains.by_rho, *gains.above])
         axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
         axes[0].plot([], [], ":", color=style.kind("SGD")[0], label=f"SGD stopped at epoch {gains.stop:g}")
-        axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ, judged")
+        axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ, up to RFN's")
         if gains.above:
             axes[0].plot([], [], marker, color=colour, markersize=6, markerfacecolor="white", label="above RFN's ρ")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -100,7 +99,10 @@ def by_minimizer(found: Mapping[str, Gains]) -> Figure:
 
 
 def sharpness_by_rho(sweep: Sweep) -> Figure:
-    """In detail: sharpness at the end of training over ρ, geometric means of the seeds, which are dots; dashed: SGD."""
+    """In detail: sharpness at the end of training over ρ, geometric means of the seeds, which are dots.
+
+    Dashed: SGD at its end, dotted: SGD stopped early.
+    """
     with style.styled():
         shown = {"top": "λ₁", "matched": "λ₁ at equal loss", "trace": "trace"}
         figure, axes = plt.subplots(1, len(shown), figsize=(style.WIDTH, 2.5))
@@ -112,13 +114,17 @@ def sharpness_by_rho(sweep: Sweep) -> Figure:
             axis.plot(list(runs), [_middle(run, measure) for run in runs.values()], marker + "-", color=colour)
             if sgd := sweep.sharpness.get(0.0):
                 axis.axhline(_middle(sgd, measure), color=style.kind("SGD")[0], linestyle="--", linewidth=1)
+            if sweep.early:
+                axis.axhline(_middle(sweep.early[1], measure), color=style.kind("SGD")[0], linestyle=":", linewidth=1)
             axis.set_title(label)
             style.logarithmic(axis)
             _rhos(axis, runs)
         axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ")
         if 0.0 in sweep.sharpness:
-            axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+            axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
+        if sweep.early:
+            axes[0].plot([], [], ":", color=style.kind("SGD")[0], label="SGD stopped early")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

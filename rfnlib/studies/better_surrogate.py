@@ -31,7 +31,7 @@ from rfnlib.specs import Minimizer, Step, TrainSpec
 from rfnlib.studies import pilots, state_of_the_art
 
 NOTEBOOK = "08_better_surrogate"
-RIVALS = ("RFN", "SAT", "LGV", "More Bayesian", "LGV from RFN", "More Bayesian from RFN")
+RIVALS = ("RFN", "SAT", "LGV", "More Bayesian", "aligned", "LGV from RFN", "More Bayesian from RFN")
 BUDGET = 2.0  # times SGD's passes
 APART = 200  # between the seeds of an ensemble's members: none is a judged seed or a pilot
 CLAIMS = claims.by_id(

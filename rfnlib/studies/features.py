@@ -38,8 +38,9 @@ CLAIMS = claims.by_id(
             "What makes an early-stopped surrogate better is not which features it has had time to learn; the next "
             "notebooks look at the learning rate and at flatness.",
             "The older explanation, that later epochs learn what does not transfer, stands at this scale.",
-            "The older explanation, that later epochs learn what does not transfer, is compatible with this: where "
-            "there are only non-robust features, stopping early gains nothing.",
+            "The older explanation, that later epochs learn what does not transfer, is not ruled out: on non-robust "
+            "features stopping early gains nothing that matters. How much it gains on D itself says how much there is "
+            "to explain.",
         ),
     )
 )
@@ -246,13 +247,14 @@ class EarlyStopping:
     def headline(self, claim: str = "C1") -> str:
         """What was found, in a sentence, and whether pilots stop at all."""
         shown = self.shown[::-1]
-        said = words.listed([f"{words.points(self.help(name))} on {name}" for name in shown])
+        said = words.listed([f"{words.points(self.help(n))} on {n} (epoch {self.stops[n]:g})" for n in shown])
         beside = "".join(f" {name} is not recorded yet." for name in MAIN if name not in shown)
         late = [name for name in shown if self.stops[name] == self.curves[name].end]
         none = f" On {words.listed(late)} pilots are best at the end, so that nothing is stopped early." if late else ""
         return (
-            f"{self.verdict(claim).answer}: stopped early rather than trained to its end, a surrogate gains {said}, in "
-            f"points of success, of which {100 * CLAIMS[claim].margin:g} would matter.{none}{beside}"
+            f"{self.verdict(claim).answer}: stopped early, each set at an epoch of its own, rather than trained to its "
+            f"end, a surrogate gains {said}, in points of success, of which {100 * CLAIMS[claim].margin:g} would "
+            f"matter.{none}{beside}"
         )
 
     def sensitivity(self) -> pd.DataFrame:

@@ -31,12 +31,13 @@ CLAIMS = claims.by_id(
         "Transferability peaks when the learning rate decays, whichever epoch that is",
         ("after the decay − constant rate", "after the decay − at the end"),
         margin=0.02,
-        answer="success {peaks|does not peak|does not peak by an amount that would matter} after the decay of the "
-        "learning rate",
+        answer="success {rises after the decay of the learning rate and falls again|does not both rise after the "
+        "decay of the learning rate and fall again|does not both rise after the decay of the learning rate and fall "
+        "again by an amount that would matter}",
         follows=(
-            "Train a surrogate by SGD until shortly after a decay of the learning rate, and no further; how much it "
-            "matters when that decay is, the table decay by decay shows. What changes in the network then is the "
-            "question of notebook 03.",
+            "Train a surrogate by SGD until shortly after the first decay of the learning rate, and no further; how "
+            "much it matters when that decay is, the table decay by decay shows. What changes in the network then is "
+            "the question of notebook 03.",
             "Stopping shortly after a decay of the learning rate is no rule for training a surrogate at this scale; "
             "what the paper builds on it, flatness included, needs another reason.",
             "Success does not both rise above that of a constant rate and fall afterwards by amounts that would "
@@ -177,7 +178,7 @@ class Peak:
             return average([self.level(d, **how) for d in self.decays])
 
         ways, axis = counting.other_images(), "counted over"
-        images = counting.table({"images": level}, ways, axis, lambda e: e.images)
+        images = counting.table({"images counted at least once": level}, ways, axis, lambda e: e.images)
         levels = counting.table({"success after the decay": level}, ways, axis, words.percent)
         return images.join(levels).join(counting.table(self._primaries, ways, axis))
 
@@ -196,6 +197,16 @@ class Peak:
             said.append(f"{name}, by decay: {counting.signs(one, self._each_decay)}")
             said.append(f"{name}, by target: {counting.signs(mean, counting.each(self.targets))}")
         return said
+
+    def second_decay(self) -> str:
+        """What the second decay of a run does, which is not judged."""
+        said = []
+        for name, run in self.curves.items():
+            _, *later = getattr(run.spec.schedule, "milestones", None) or [None]
+            for d in later[:1]:
+                change = words.points(run.at(d + self.after) - run.at(d))
+                said.append(f"{name}: success {change} points from epoch {d:g} to {d + self.after:g}")
+        return f"A second decay, which is not judged: {'; '.join(said) or 'not recorded yet'}."
 
     def peaks(self) -> pd.DataFrame:
         """Where each mean curve is highest, there and at the end: a description, chosen after the fact."""

@@ -136,6 +136,13 @@ def sharp(lab: Lab) -> dict[float, Arm]:
     return {rho: Arm(f"ρ = {rho:g}", specs, *asked) for rho, specs in runs.items()}
 
 
+def sharp_early(lab: Lab) -> Arm:
+    """SGD where it is stopped early, asked the same."""
+    scale, at = lab.scale, (pilots.stopping_epoch(lab),)
+    asked = [At(probe, at) for probe in (scale.transfer, scale.sharpness)]
+    return Arm("SGD, stopped early", [scale.flat(None, seed) for seed in lab.seeds], *asked)
+
+
 def other_attacks(lab: Lab) -> dict[str, IterativeAttack]:
     """The scale's attack with other ε, and with more steps."""
     plain = lab.scale.attack
@@ -153,7 +160,7 @@ def plan(lab: Lab) -> Iterator[Measurement]:
 def later(lab: Lab) -> Iterator[Measurement]:
     """The main arms under other attacks; sharpness by ρ; other minimizers and architectures, after their pilots."""
     yield from chain.from_iterable(by_seed(main(lab, attack=a).values()) for a in other_attacks(lab).values())
-    yield from by_seed(sharp(lab).values())
+    yield from by_seed([sharp_early(lab), *sharp(lab).values()])
     yield from by_seed(pilots.minimizer_arms(lab).values())
     yield from by_seed(others(lab).values())
     for arch in lab.scale.surrogates[1:]:
@@ -263,15 +270,17 @@ class Gains:
         """What was found on `claim`, in one sentence."""
         found, answer = words.points(self.primary(claim)), self.verdict(claim).answer
         if claim == "C6":
+            accuracy = words.points(self.accuracy_by_doubling())
             return (
-                f"{answer}: each doubling of ρ up to {self.rho:g}, the best one on pilots, changes it by {found} "
-                f"points, and natural accuracy, which is not judged, by {words.points(self.accuracy_by_doubling())}."
+                f"{answer}: each doubling of ρ from {min(self.by_rho):g} to {self.rho:g}, the best one on pilots, "
+                f"changes it by {found} points, and natural accuracy, which is not judged, by {accuracy} points."
             )
         run, sgd = self.curves[RUNS[claim]], self.curves["SGD"]
         rho = getattr(run.spec.minimizer, "rho", 0.0)
         said = (
-            f"{answer}: with ρ = {rho:g} success is {words.percent(run.at().value)}, that of SGD "
-            f"stopped at epoch {self.stop:g} {words.percent(sgd.at(self.stop).value)}, a difference of {found} points"
+            f"{answer}: success is {words.percent(run.at().value)} for {RUNS[claim]} (ρ = {rho:g}) and "
+            f"{words.percent(sgd.at(self.stop).value)} for SGD stopped at epoch {self.stop:g}, a difference of {found} "
+            "points"
         )
         if claim == "C5" and self.best in self.curves:
             seeds = words.count(self.curves[self.best].seeds, "seed")
@@ -341,23 +350,27 @@ def under_other_attacks(lab: Lab) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Success and sharpness at the end of training by ρ, 0 being SGD, as far as they are complete."""
+    """Success and sharpness at the end of training by ρ, 0 being SGD, and of SGD stopped early; those complete."""
 
     success: dict[float, TransferCurve]
     sharpness: dict[float, SharpnessCurve]
+    early: tuple[TransferCurve, SharpnessCurve] | None = None
 
     def table(self) -> pd.DataFrame:
         """A row a ρ; of sharpness and training loss geometric means over seeds."""
-        rows = {}
+        rows = {"0 (SGD), stopped early": _swept(*self.early)} if self.early else {}
         for rho, run in self.success.items():
-            flat = self.sharpness.get(rho)
-            rows[f"{rho:g}" if rho else "0 (SGD)"] = {
-                "seeds": str(run.seeds),
-                "success": words.percent(run.at()),
-                "natural accuracy": words.percent(run.mean("accuracy")),
-                **{label: words.level(flat.level(measure=m) if flat else None) for m, label in MEASURES.items()},
-            }
+            rows[f"{rho:g}" if rho else "0 (SGD)"] = _swept(run, self.sharpness.get(rho))
         return pd.DataFrame(rows).T.rename_axis("ρ")
+
+
+def _swept(run: TransferCurve, flat: SharpnessCurve | None) -> dict[str, str]:
+    return {
+        "seeds": str(run.seeds),
+        "success": words.percent(run.at()),
+        "natural accuracy": words.percent(run.mean("accuracy")),
+        **{label: words.level(flat.level(measure=m) if flat else None) for m, label in MEASURES.items()},
+    }
 
 
 MEASURES = {m: words.MEASURES[m] for m in ("top", "matched", "trace")} | {"loss": "training loss"}
@@ -365,4 +378,7 @@ MEASURES = {m: words.MEASURES[m] for m in ("top", "matched", "trace")} | {"loss"
 
 def sweep(lab: Lab) -> Sweep:
     """Success and sharpness by ρ, of those that are complete."""
-    return Sweep(lab.curves(sharp(lab)), lab.curves(sharp(lab), lab.scale.sharpness))
+    found = Sweep(lab.curves(sharp(lab)), lab.curves(sharp(lab), lab.scale.sharpness))
+    probes, early = (lab.scale.transfer, lab.scale.sharpness), sharp_early(lab)
+    complete = all(lab.shown({"": early}, probe=probe) for probe in probes)
+    return replace(found, early=tuple(lab.read(early, probe) for probe in probes)) if complete else found

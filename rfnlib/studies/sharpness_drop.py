@@ -150,12 +150,13 @@ class Drop:
         each = [estimated(self.below_constant(d)) for d in self.decays]
         flatter = sum(e is not None and e.value > 0 for e in each)
         surely = sum(e is not None and e.low > 0 for e in each)
-        equal = self.drop("matched")
+        equal, trace = self.drop("matched"), self.drop("trace")
         beside = f"{words.lower(equal)} when both are scaled to equal loss" if equal else "not defined at equal loss"
+        beside += f", and the trace {words.lower(trace)}" if trace else ""
         return (
             f"{self.verdict(claim).answer}: {words.count(self.after, 'epoch')} after it, λ₁ of the loss is "
-            f"{words.lower(self.drop())} than that of the run that did not decay, and {beside} (means of decays at "
-            f"{words.listed(self.decays)}; {flatter} of {len(self.decays)} show a drop, {surely} at 95 %)."
+            f"{words.lower(self.drop())} than that of the run that did not decay, {beside} (means of decays at "
+            f"{words.listed(self.decays)}; λ₁ drops in {flatter} of {len(self.decays)}, in {surely} at 95 %)."
         )
 
     # --- tables ---
@@ -200,7 +201,7 @@ class Drop:
                 low, last = min(known, key=lambda e: known[e].value), max(known)
                 there = [f"{words.level(known[e])} at epoch {e:g}" for e in (low, last)]
                 said.append(f"after {d}, {' and '.join(there)}")
-        return f"λ₁ where it is lowest after a decay, and at the last look: {'; '.join(said)}."
+        return f"λ₁ where it is lowest after a decay (picked afterwards), and at the last look: {'; '.join(said)}."
 
     def late_phase(self) -> pd.DataFrame:
         """Success and sharpness under the standard schedule, from its last decay to the end of the run."""
@@ -229,6 +230,18 @@ class Drop:
         return (
             f"Under the standard schedule, from {words.count(self.after, 'epoch')} after its last decay to its end, "
             f"success changes by {words.points(success)} points, and λ₁ by the factor {words.factor(sharpness)[1:]}."
+        )
+
+    def in_the_end(self) -> str:
+        """The standard schedule against a constant rate at their end: do flatness and success still go together?"""
+        runs = {self.standard, CONSTANT}
+        if not runs <= self.sharpness.keys() & self.success.keys():
+            return f"The standard schedule ({self.standard}) and a constant rate at their end: {words.MISSING} yet."
+        flat, plain = (self.sharpness[name].log(self.sharpness[name].end) for name in (self.standard, CONSTANT))
+        gain, lower = self.success[self.standard].at() - self.success[CONSTANT].at(), estimated(plain - flat)
+        return (
+            f"At the end of training λ₁ under the standard schedule is {words.lower(lower)} than at a constant rate, "
+            f"and success is {words.against(gain)}."
         )
 
     def precision(self) -> float:
