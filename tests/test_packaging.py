@@ -35,9 +35,9 @@ FLOORS = {
     "plots.sharpness_drop plots.rfn_gains plots.state_of_the_art plots.features plots.threat_model "
     "plots.better_surrogate plots.explore plots.why",
     "studies": "studies.__init__ studies.counting studies.pilots studies.lr_decay studies.sharpness_drop "
-    "studies.rfn_gains studies.state_of_the_art studies.features studies.threat_model studies.better_surrogate "
-    "studies.reviewers studies.explore studies.why studies.interventions studies.predictors studies.edge "
-    "studies.journey",
+    "studies.rfn_gains studies.state_of_the_art studies.features studies.threats studies.threat_model "
+    "studies.better_surrogate studies.reviewers studies.explore studies.why studies.interventions studies.predictors "
+    "studies.edge studies.journey",
     "doors": "addresses parameters jobs status export evaluate release reproduce bench readme preregistration "
     "__main__ __init__",
 }

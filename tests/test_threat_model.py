@@ -13,8 +13,7 @@ from scenes import TINY
 from synthetic import FakeLab, curve
 from test_pilots import SCALE, peaked
 
-from rfnlib import data, scales, transfer, words
-from rfnlib.attacks import IterativeAttack
+from rfnlib import scales, transfer, words
 from rfnlib.intervals import interval
 from rfnlib.lab import Lab, MissingRecord
 from rfnlib.measurements import Arm
@@ -22,9 +21,9 @@ from rfnlib.plots import threat_model as figures
 from rfnlib.probes import Clean, Transfer
 from rfnlib.scale import Arch
 from rfnlib.specs import Adversary
-from rfnlib.studies import features, threat_model
-from rfnlib.studies.threat_model import CLAIMS, EARLY, END, FLAT, USUAL
-from rfnlib.transforms import Diversity, GradientNorm, Reverse
+from rfnlib.studies import features, threat_model, threats
+from rfnlib.studies.threat_model import CLAIMS, EARLY, END, FLAT
+from rfnlib.studies.threats import USUAL
 
 JUDGED = replace(SCALE, seeds=(0, 1, 2, 3, 4))
 MARGIN = CLAIMS["Q4"].margin
@@ -59,7 +58,7 @@ def measured(gains=None, scale=JUDGED, seed_sd=0.004, **how):
 
 
 def settings_of(claim):
-    return [name for name, c in threat_model.settings(JUDGED, claim).items() if c.judged]
+    return [name for name, c in threats.settings(JUDGED, claim).items() if c.judged]
 
 
 # --- what is judged -----------------------------------------------------------------------------------
@@ -117,57 +116,17 @@ def test_a_gate_of_the_pilots_that_fails_leaves_nothing_to_judge():
 # --- the settings -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [scales.SMOKE, scales.LAPTOP, TINY], ids=lambda s: s.name)
-def test_an_attacker_s_images_are_none_of_the_targets_and_as_balanced(scale):
-    own = threat_model.own_images(scale)
-    assert own["other images"]["n_train"] == min(scale.n_train, data.most(scale.data) - scale.n_train)
-    assert 0 < own["half as many"]["n_train"] <= own["other images"]["n_train"] / 2
-    for how in own.values():
-        assert how["skip"] == scale.n_train and how["n_train"] % 10 == how["skip"] % 10 == 0
-        assert how["skip"] + how["n_train"] <= data.most(scale.data)
-        assert how["n_train"] >= scale.batch
-    if scale.data == "digits":
-        theirs = data.load("digits").subset(scale.n_train).train_images.flatten(1)
-        for how in own.values():
-            mine = replace(scale.flat(None, 0), **how)
-            images = data.load("digits").cut(*mine.cut).train_images.flatten(1)
-            assert not (images[:, None] == theirs).all(2).any()
-
-
-def test_all_settings_of_the_attacker_s_training_differ_by_one_thing():
-    own = threat_model.own_images(scales.LAPTOP)
-    assert own["other images"] == {"skip": 12_000, "n_train": 12_000}
-    assert own["half as many"] == {"skip": 12_000, "n_train": 6_000}
-    assert own["no augmentation"] == {**own["half as many"], "augment": False}
-    assert own["noisy labels"] == {**own["half as many"], "label_noise": 0.2}
-
-
 def test_where_targets_take_all_images_q4_cannot_be_tested():
     assert not threat_model.images_left(scales.GPU).passed and threat_model.images_left(JUDGED).passed
-    assert set(threat_model.own_images(scales.GPU)) == {"no augmentation", "noisy labels"}
+    assert set(threats.own_images(scales.GPU)) == {"no augmentation", "noisy labels"}
     whole = replace(JUDGED, n_train=None)
     found = measured(dict.fromkeys(("no augmentation", "noisy labels"), 0.06), scale=whole)
     assert found.verdict("Q4").word == "not testable" and "0 images that no target" in str(found.verdict("Q4"))
     assert interval(found.primary("Q4")).value == pytest.approx(0.06, abs=0.01), "described all the same"
     assert (
         found.verdict("Q5").word == "no effect"
-        and "no others are left" in threat_model.threat_table(found.lab).to_string()
+        and "no others are left" in threats.threat_table(found.lab).to_string()
     )
-
-
-def test_attacks_differ_from_the_scale_s_by_what_their_name_says():
-    plain, found = scales.LAPTOP.attack, threat_model.attacks(scales.LAPTOP)
-    assert found["random start"] == replace(plain, random_start=True)
-    assert found["MI+DI"] == replace(plain, momentum=1.0, views=(Diversity(),))
-    assert found["margin loss"] == replace(plain, loss="margin") and found["logit loss"] == replace(plain, loss="logit")
-    assert (found["l2"].norm, found["l2"].radius) == ("l2", 0.43), "4/255 · √3072 / 2"
-    assert found["l2"].step_size == pytest.approx(0.043)
-    beside = threat_model.further(scales.LAPTOP)
-    assert beside["RAP"] == replace(plain, around=(Reverse(),))
-    assert beside["PGN"] == replace(plain, momentum=1.0, around=(GradientNorm(n=scales.LAPTOP.rivals.neighbours),))
-    assert beside["targeted"] == replace(plain, targeted=True, loss="logit", steps=45)
-    every: list[IterativeAttack] = [plain, *found.values(), *beside.values()]
-    assert len({str(a.describe()) for a in every}) == len(every)
 
 
 def test_only_networks_that_are_trained_for_nothing_but_to_stand_beside_have_few_seeds():
@@ -265,11 +224,8 @@ def test_the_gap_between_features_is_that_of_their_curves_at_each_radius():
 # --- for readers --------------------------------------------------------------------------------------
 
 
-def test_tables_say_what_is_taken_away_and_carry_intervals():
+def test_tables_carry_intervals_beside_the_usual_setting():
     found = measured({"varied": 0.05})
-    threats = threat_model.threat_table(found.lab)
-    assert "240 others" in threats.loc["training images"].iloc[1] and "120" in threats.loc["training images"].iloc[1]
-    assert "20% replaced" in threats.loc["labels"].iloc[1]
     for claim in CLAIMS:
         table = found.table(claim)
         assert table.iloc[:, 2:5].map(lambda cell: " to " in cell or cell == words.MISSING).all(axis=None)
@@ -279,8 +235,6 @@ def test_tables_say_what_is_taken_away_and_carry_intervals():
     usual, *others = targets.index
     assert usual == "target 1, as usual" and others == [f"target {i}" for i in range(1, 6)]
     assert targets.loc[others, "success less usual training, by RFN"].str.startswith("+5.").all()
-    attacks = threat_model.attack_table(found.lab)
-    assert list(attacks["judged"]).count("yes") == 5 and attacks.loc["targeted", "passes"] == "×3"
     assert set(found.sensitivity().columns) == set(CLAIMS)
 
 
@@ -296,7 +250,7 @@ def test_the_headline_figure_has_a_row_a_setting_and_the_judged_mean_last():
 
 
 def test_figures_say_what_is_not_recorded():
-    nothing = tuple(f"{s}: {name}" for s in (EARLY, END, FLAT) for name in (USUAL, *threat_model.own_images(JUDGED)))
+    nothing = tuple(f"{s}: {name}" for s in (EARLY, END, FLAT) for name in (USUAL, *threats.own_images(JUDGED)))
     found = measured(missing=nothing)
     for figure in (figures.gains(found, MARGIN), figures.levels(found)):
         assert [t.get_text() for t in figure.axes[0].texts] == ["not recorded yet"]
@@ -307,7 +261,7 @@ def test_figures_say_what_is_not_recorded():
 def test_levels_show_every_surrogate_and_what_is_not_judged_too():
     figure = figures.levels(measured())
     rows = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
-    assert rows[0] == [USUAL, *threat_model.own_images(JUDGED)] and {"RAP", "PGN", "DI", "targeted"} < set(rows[2])
+    assert rows[0] == [USUAL, *threats.own_images(JUDGED)] and {"RAP", "PGN", "DI", "targeted"} < set(rows[2])
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(figures.SHOWN)
     plt.close("all")
 
@@ -333,4 +287,4 @@ def test_the_study_of_a_tiny_scale_end_to_end(tmp_path):
     assert len(again.of("Q5", "varied", FLAT).targets) == 4
     table = again.target_table()
     assert (table["natural accuracy"] != words.MISSING).all()
-    assert set(again.table("Q6").index) == set(threat_model.settings(scale, "Q6"))
+    assert set(again.table("Q6").index) == set(threats.settings(scale, "Q6"))

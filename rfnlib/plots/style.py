@@ -135,7 +135,7 @@ def _png(figure: Figure, alt: str) -> bytes:
     with styled():
         figure.savefig(drawn, format="png")
     with Image.open(drawn) as image:
-        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE, kmeans=1)
     few.save(smaller, "png", pnginfo=described, optimize=True)
     return smaller.getvalue()
 

@@ -204,7 +204,7 @@ def planes(found: Sequence[Landscape]) -> Figure:
     of its own success, where that is recorded, for it may lie off the plane.
     """
     with style.styled():
-        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.75 * style.WIDTH / len(found) + 1.4),
+        figure, axes = plt.subplots(1, len(found), figsize=(style.WIDTH, 0.75 * style.WIDTH / len(found) + 1.2),
                                     squeeze=False)  # fmt: skip
         own = [s.success for plane in found for s in plane.spots if s.success is not None]
         top = 100 * max([np.nanmax(plane.success) for plane in found] + own)
@@ -219,6 +219,7 @@ def planes(found: Sequence[Landscape]) -> Figure:
             axis.set_title(plane.name)
             axis.set_aspect("equal")
             axis.set_xlabel("distance in weights")
+        axes[0][0].set_ylabel("distance in weights")
         if image is not None:
             figure.colorbar(image, ax=axes[0].tolist(), label="success rate, %", shrink=0.8)
     return figure
@@ -232,7 +233,8 @@ def _paths(axis: Axes, plane: Landscape, top: float) -> None:
             [s for s in plane.spots if s.arm == name], key=lambda s: s.epoch)  # fmt: skip
         colour, marker = ARMS.get(name, style.kind(name))
         axis.plot([s.x for s in joined], [s.y for s in joined], color="black", linewidth=2.0)
-        axis.plot([s.x for s in joined], [s.y for s in joined], color=colour, linewidth=1.2, label=name)
+        axis.plot([s.x for s in joined], [s.y for s in joined], color=colour, linewidth=1.2)
+        axis.plot([], [], marker, color=colour, linestyle="-", linewidth=1.2, markersize=5, label=name)
         for s in joined:
             face = "none" if s.success is None else plt.get_cmap("viridis")(100 * s.success / top)
             axis.plot(s.x, s.y, marker, color=face, markeredgecolor=colour, markeredgewidth=1.0, markersize=5)
