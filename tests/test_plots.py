@@ -71,6 +71,17 @@ def test_few_colours_look_the_same_in_fewer_bytes(shown):
     assert (folder / "x.png").stat().st_size < 0.6 * len(whole.getvalue())
 
 
+def test_a_figure_of_more_shades_than_few_can_show_keeps_them(shown, monkeypatch):
+    folder, _ = shown
+    monkeypatch.setattr(style, "UNSEEN", 5)
+    with style.styled():
+        figure, axis = plt.subplots()
+        axis.imshow(np.random.default_rng(0).random((100, 100, 3)))
+    style.show(figure, "x", "noise")
+    with Image.open(folder / "x.png") as after:
+        assert after.mode == "RGB" and after.text["Description"] == "noise"
+
+
 def test_a_method_has_one_colour_and_marker_under_all_its_names():
     assert style.kind("RFN") == style.kind("RFN, ρ 0.3") == style.KINDS["RFN"]
     assert style.kind("decay at 50 and 75") == style.KINDS["decay"]

@@ -17,7 +17,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from rfnlib import data, paths, zoo
@@ -25,6 +25,7 @@ from rfnlib.intervals import Estimate
 
 WIDTH = 8.0  # inches: a page's column, at 110 pixels an inch
 PIXELS_PER_INCH = 110  # as shown; files hold twice as many
+UNSEEN = 40  # levels of 255 that the colour of a pixel may be off: more is seen on a line or a marker
 ROOM = {12: "white-space: nowrap", 60: "min-width: 6em", 100: "min-width: 9em"}  # by the length of a cell's text
 STYLE = {
     **sns.axes_style("ticks"),
@@ -129,14 +130,19 @@ def flash(figure: Figure, alt: str) -> None:
 
 
 def _png(figure: Figure, alt: str) -> bytes:
-    """`figure` in 256 colours, which look the same and take a third of the bytes: a notebook holds several of them."""
+    """`figure` in 256 colours, which take a third of the bytes, for a notebook holds several of them.
+
+    One that has more shades than these can show, such as a picture with lines on it, keeps its own.
+    """
     drawn, smaller, described = io.BytesIO(), io.BytesIO(), PngInfo()
     described.add_itxt("Description", alt)
     with styled():
         figure.savefig(drawn, format="png")
     with Image.open(drawn) as image:
-        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE, kmeans=1)
-    few.save(smaller, "png", pnginfo=described, optimize=True)
+        every = image.convert("RGB")
+    few = every.quantize(256, dither=Image.Dither.NONE, kmeans=1)
+    off = np.asarray(ImageChops.difference(every, few.convert("RGB"))).max()
+    (few if off <= UNSEEN else every).save(smaller, "png", pnginfo=described, optimize=True)
     return smaller.getvalue()
 
 
