@@ -53,7 +53,7 @@ def by_rho(gains: Gains) -> Figure:
     with style.styled():
         figure, axes = plt.subplots(1, 2, figsize=(style.WIDTH, 2.7))
         colour, marker = style.kind("RFN")
-        sgd = gains.curves["SGD"]
+        sgd, early, (blue, _) = gains.curves["SGD"], f"SGD stopped at epoch {gains.stop:g}", style.kind("SGD")
         for axis, what, label in zip(axes, (_success, _accuracy), ("success, %", "natural accuracy, %"), strict=True):
             for runs, filled in ((gains.by_rho, True), (gains.above, False)):
                 found = [what(run, run.end) for run in runs.values()]
@@ -62,12 +62,10 @@ def by_rho(gains: Gains) -> Figure:
                 axis.errorbar(list(runs), middle, yerr=np.where(np.isfinite(reach), reach, 0), fmt=marker,
                               color=colour, markersize=6, capsize=2.5, linewidth=1.2, linestyle="-" if filled else "",
                               markerfacecolor=colour if filled else "white")  # fmt: skip
-            axis.axhline(100 * what(sgd, sgd.end).value, color=style.kind("SGD")[0], linestyle="--", linewidth=1)
-            axis.axhline(100 * what(sgd, gains.stop).value, color=style.kind("SGD")[0], linestyle=":", linewidth=1)
+            for line, epoch, name in (("--", sgd.end, "SGD at its end"), (":", gains.stop, early)):
+                axis.axhline(100 * what(sgd, epoch).value, color=blue, linestyle=line, linewidth=1, label=name)
             axis.set_ylabel(label)
             _rhos(axis, [*gains.by_rho, *gains.above])
-        axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
-        axes[0].plot([], [], ":", color=style.kind("SGD")[0], label=f"SGD stopped at epoch {gains.stop:g}")
         axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ, up to RFN's")
         if gains.above:
             axes[0].plot([], [], marker, color=colour, markersize=6, markerfacecolor="white", label="above RFN's ρ")
@@ -107,23 +105,19 @@ def sharpness_by_rho(sweep: Sweep) -> Figure:
         shown = {"top": "λ₁", "matched": "λ₁ at equal loss", "trace": "trace"}
         figure, axes = plt.subplots(1, len(shown), figsize=(style.WIDTH, 2.5))
         colour, marker = style.kind("RFN")
-        runs = {rho: run for rho, run in sweep.sharpness.items() if rho}
+        runs, blue = {rho: run for rho, run in sweep.sharpness.items() if rho}, style.kind("SGD")[0]
+        plain = [("--", "SGD at its end", sweep.sharpness[0.0])] if 0.0 in sweep.sharpness else []
+        plain += [(":", "SGD stopped early", sweep.early[1])] if sweep.early else []
         for axis, (measure, label) in zip(axes, shown.items(), strict=True):
             for rho, run in runs.items():
                 axis.plot([rho] * run.seeds, run.at(run.end, measure), ".", color=colour, alpha=0.55)
             axis.plot(list(runs), [_middle(run, measure) for run in runs.values()], marker + "-", color=colour)
-            if sgd := sweep.sharpness.get(0.0):
-                axis.axhline(_middle(sgd, measure), color=style.kind("SGD")[0], linestyle="--", linewidth=1)
-            if sweep.early:
-                axis.axhline(_middle(sweep.early[1], measure), color=style.kind("SGD")[0], linestyle=":", linewidth=1)
+            for line, name, run in plain:
+                axis.axhline(_middle(run, measure), color=blue, linestyle=line, linewidth=1, label=name)
             axis.set_title(label)
             style.logarithmic(axis)
             _rhos(axis, runs)
         axes[0].plot([], [], marker + "-", color=colour, label="SAM by ρ")
-        if 0.0 in sweep.sharpness:
-            axes[0].plot([], [], "--", color=style.kind("SGD")[0], label="SGD at its end")
-        if sweep.early:
-            axes[0].plot([], [], ":", color=style.kind("SGD")[0], label="SGD stopped early")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 

@@ -45,6 +45,10 @@ TENFOLD = 10
 MOMENTS = (1 / 40, 1 / 10, 3 / 10, 1.0)  # of T, at which the first seeds are looked at
 FOLLOWED = 3  # so many seeds
 AS_FLAT = np.log(1.15)  # factors of λ₁ below this do not matter, as in claim C3
+FLATNESS = {  # by claim: the arm that RFN must be flatter than, the log factor that does, and the gate's name
+    "Q1": (SAME, 0.0, "RFN flattens"),
+    "Q2": (LOWER, -AS_FLAT, "RFN at least as flat as a lower rate"),
+}
 
 # What is looked at beside success, and whether it falls (-1) or rises (+1) where a network is flatter, or more alike.
 MEASURES: dict[str, tuple[str, int]] = {
@@ -205,6 +209,11 @@ class Interventions:
     trained: list[Gate]
     moments: ClassVar[Sequence[float]] = MOMENTS
 
+    @property
+    def _others(self) -> list[str]:
+        """The arms that are complete, but for `unchanged`, which they are compared with."""
+        return [name for name in self.ends.success if name != SAME]
+
     # --- the judgement ---
 
     def primaries(self, claim: str, **how: Any) -> list[Influence]:
@@ -222,15 +231,14 @@ class Interventions:
         Raises:
             MissingRecord: sharpness of an arm is not complete.
         """
-        if claim == "Q3":
-            return self.trained
-        over, least, name = {
-            "Q1": (SAME, 0.0, "RFN flattens"),
-            "Q2": (LOWER, -AS_FLAT, "RFN at least as flat as a lower rate"),
-        }[claim]
+        return [*self.trained, *([self._flat(claim)] if claim in FLATNESS else [])]
+
+    def _flat(self, claim: str) -> Gate:
+        """What Q1 or Q2 is about: λ₁ of another arm over that of RFN."""
+        over, least, name = FLATNESS[claim]
         flatter = over_seeds(self.ends.values(over, "top") - self.ends.values(RFN, "top"))
         figure = f"λ₁ of {over} over that of RFN {words.factor(flatter)} (from {np.exp(least):.2f} on)"
-        return [*self.trained, Gate(name, flatter.seeds > 1 and flatter.low > least, figure)]
+        return Gate(name, flatter.seeds > 1 and flatter.low > least, figure)
 
     # --- tables ---
 
@@ -251,18 +259,16 @@ class Interventions:
         rows = {
             name: {"success": arrow(interval(self.ends.gain(name)))}
             | {label: arrow(self._change(name, measure)) for measure, (label, _) in MEASURES.items()}
-            for name in self.ends.success
-            if name != SAME
+            for name in self._others
         }
         return pd.DataFrame(rows).T.rename_axis("arm")
 
     def agreement(self) -> pd.DataFrame:
         """A row a measure: in how many arms it moved with success, one of the two moved alone, or neither."""
-        others = [name for name in self.ends.success if name != SAME]
-        moved = {name: sign(interval(self.ends.gain(name))) for name in others}
+        moved = {name: sign(interval(self.ends.gain(name))) for name in self._others}
         rows = {}
         for measure, (label, expected) in MEASURES.items():
-            both = [(moved[name], expected * sign(self._change(name, measure))) for name in others]
+            both = [(s, expected * sign(self._change(name, measure))) for name, s in moved.items()]
             rows[label] = {
                 "with success, as expected": str(sum(s * m > 0 for s, m in both)),
                 "with success, the other way": str(sum(s * m < 0 for s, m in both)),
@@ -311,32 +317,31 @@ class Interventions:
         """Which measures moved with success and which did not, in words."""
         if self.ends.success and min(run.seeds for run in self.ends.success.values()) < 2:
             return "With one seed no measure is known to move."
-        arms_moved = sum(sign(interval(self.ends.gain(n))) != 0 for n in self.ends.success if n != SAME)
+        arms_moved = sum(sign(interval(self.ends.gain(name))) != 0 for name in self._others)
         if not arms_moved:
-            return f"Success moved in none of {len(self.ends.success) - 1} arms."
+            return f"Success moved in none of {len(self._others)} arms."
         table = self.agreement()
         apart = {label: sum(map(int, row.iloc[1:-1])) for label, row in table.iterrows()}  # one without the other
         score = {label: int(row.iloc[0]) - apart[label] for label, row in table.iterrows()}
         best = [label for label, value in score.items() if value == max(score.values())]
         return (
-            f"Success moved in {words.count(arms_moved, 'arm')} of {len(self.ends.success) - 1}; most often in step "
+            f"Success moved in {words.count(arms_moved, 'arm')} of {len(self._others)}; most often in step "
             f"with it: {words.listed(best)} ({table.loc[best[0]].iloc[0]} times with it, {apart[best[0]]} not)."
         )
 
     def orders(self) -> str:
         """The arms whose success and sharpness are complete, by what they gain and by how far they lower λ₁."""
-        others = [name for name in self.ends.success if name != SAME and {name, SAME} <= self.ends.sharpness.keys()]
-        lower = {name: float(np.mean(self.ends.values(SAME, "top") - self.ends.values(name, "top"))) for name in others}
+        lower = {name: -change.value for name in self._others if (change := self._change(name, "top"))}
         ways = {"what they gain": lambda n: self.ends.gain(n).value, "how far they lower λ₁": lower.__getitem__}
-        said = [f"by {way}: {', '.join(sorted(others, key=key, reverse=True))}" for way, key in ways.items()]
-        return f"The arms {'; '.join(said)}." if others else ""
+        said = [f"by {way}: {', '.join(sorted(lower, key=key, reverse=True))}" for way, key in ways.items()]
+        return f"The arms {'; '.join(said)}." if lower else ""
 
     def gate_table(self) -> pd.DataFrame:
         """A row a gate that a question has beside those of training: its figure, and whether it is passed."""
         rows = {}
-        for claim in ("Q1", "Q2"):
+        for claim in FLATNESS:
             with suppress(MissingRecord):
-                (own,) = self.gates(claim)[len(self.trained) :]
+                own = self._flat(claim)
                 rows[own.name] = {"found": own.figure, "passed": "yes" if own.passed else "no", "claims": claim}
         return pd.DataFrame(rows).T.rename_axis("gate")
 

@@ -202,8 +202,9 @@ class Peak:
         """What the second decay of a run does, which is not judged."""
         said = []
         for name, run in self.curves.items():
-            _, *later = getattr(run.spec.schedule, "milestones", None) or [None]
-            for d in later[:1]:
+            milestones: tuple[float, ...] = getattr(run.spec.schedule, "milestones", ())
+            if len(milestones) > 1:
+                d = milestones[1]
                 change = words.points(run.at(d + self.after) - run.at(d))
                 said.append(f"{name}: success {change} points from epoch {d:g} to {d + self.after:g}")
         return f"A second decay, which is not judged: {'; '.join(said) or 'not recorded yet'}."

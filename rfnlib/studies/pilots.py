@@ -37,6 +37,7 @@ FIT = 0.95  # training accuracy of SGD at its end, at least
 STILL = 0.02  # change of natural accuracy over the last quarter
 ENOUGH = (0.15, 0.85)  # success of SGD at its end
 
+STOPPED = "SGD, stopped early"  # the name of that surrogate in every study
 RIVALS = ("LGV", "SAT")  # the better of them, on pilots, is whom claim C7 compares RFN with
 
 

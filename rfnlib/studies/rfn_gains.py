@@ -140,7 +140,7 @@ def sharp_early(lab: Lab) -> Arm:
     """SGD where it is stopped early, asked the same."""
     scale, at = lab.scale, (pilots.stopping_epoch(lab),)
     asked = [At(probe, at) for probe in (scale.transfer, scale.sharpness)]
-    return Arm("SGD, stopped early", [scale.flat(None, seed) for seed in lab.seeds], *asked)
+    return Arm(pilots.STOPPED, [scale.flat(None, seed) for seed in lab.seeds], *asked)
 
 
 def other_attacks(lab: Lab) -> dict[str, IterativeAttack]:
@@ -297,7 +297,7 @@ class Gains:
 
     def table(self) -> pd.DataFrame:
         """A row a surrogate: seeds, accuracies, success, gains over SGD stopped early and at its end, passes."""
-        rows = {"SGD, stopped early": self._row("SGD", self.stop)}
+        rows = {pilots.STOPPED: self._row("SGD", self.stop)}
         rows |= {name: self._row(name, run.end) for name, run in self.curves.items()}
         return pd.DataFrame(rows).T.rename_axis("surrogate")
 
@@ -344,7 +344,7 @@ def under_other_attacks(lab: Lab) -> pd.DataFrame:
             curves = lab.curves(main(lab, attack=attack), needed=("SGD", *RUNS.values()))
             early = curves["SGD"].at(curves["SGD"].epochs[0])
             gains = {n: words.points(curves[n].at() - early) for n in RUNS.values()}
-            rows[name] = {"SGD, stopped early": words.percent(early), **gains}
+            rows[name] = {pilots.STOPPED: words.percent(early), **gains}
     return pd.DataFrame(rows).T.rename_axis("attack")
 
 

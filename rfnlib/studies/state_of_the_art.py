@@ -33,6 +33,7 @@ from rfnlib.recipes import Averaged, Collected, Drawn, Ghosts, Recipe, Skips
 from rfnlib.scale import Scale
 from rfnlib.specs import Minimizer, TrainSpec
 from rfnlib.studies import counting, features, pilots
+from rfnlib.studies.pilots import STOPPED
 from rfnlib.transforms import Neighbours
 
 NOTEBOOK = "05_state_of_the_art"
@@ -66,7 +67,6 @@ CLAIMS = claims.by_id(
     ),
 )
 
-STOPPED = "SGD, stopped early"
 ADDED_TO = (STOPPED, "SGD", "SAM", "RFN", "SAT")  # plain networks, which techniques are added to
 JUDGED = ("SGD", "RFN")  # those of them that claim C8 is about: every seed, the others the first
 SLOW = ("SAM & IR",)  # six passes a step: the first seed

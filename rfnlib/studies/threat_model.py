@@ -78,7 +78,7 @@ CLAIMS = claims.by_id(
     ),
 )
 
-EARLY, END, FLAT = "SGD, stopped early", "SGD", "RFN"
+EARLY, END, FLAT = pilots.STOPPED, "SGD", "RFN"
 AS_USUAL = "{}, as usual"  # a target
 FLAT_INPUTS = ("RAP", "PGN")
 

@@ -103,7 +103,7 @@ def settings(scale: Scale, claim: str) -> dict[str, Setting]:
 
 
 def threat_table(lab: Lab) -> pd.DataFrame:
-    """A row a thing that an attacker may know: what the one of notebook 04 knows, and what is taken away here."""
+    """A row a thing that an attacker may know: what the one of notebook 04 knows, and what is changed here."""
     scale, own, other = lab.scale, own_images(lab.scale), left(lab.scale)
     n = f"{scale.n_train or data.most(scale.data):,}"
     fewer = "nothing: no others are left (Q4)"
